@@ -1,0 +1,250 @@
+"""``firth train``: text in, vectors out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from firth.cli.options import JSON, QUIET, default, number, option
+from firth.cli.output import print_json
+from firth.errors import Diverged, Interrupted, SettingError, StorageError, did_you_mean
+from firth.files import check_writable, remove_tree
+from firth.progress import pick
+
+if TYPE_CHECKING:
+    from firth.corpus import Corpus
+    from firth.training import SkipGram
+    from firth.vectors import Vectors
+
+_TEXT, _MODEL, _RUN = "What is read", "What is learned", "How it runs"
+
+
+def train(
+    text: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEXT...",
+            help="Text files (plain, .gz, .bz2, .xz, .zst, .jsonl, .csv, .parquet), folders, or - for stdin.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file of vectors to write.")
+    ],
+    lower: Annotated[
+        bool, typer.Option("--lower", help="Turn the text to lower case.", rich_help_panel=_TEXT)
+    ] = False,
+    nfc: Annotated[
+        bool, typer.Option("--nfc", help="Turn the text to Unicode normal form C.", rich_help_panel=_TEXT)
+    ] = False,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern",
+            metavar="REGEX",
+            help="Tokens are the matches of this regular expression; else they end at white space.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    field: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Field of .jsonl, column of .csv and .parquet.", rich_help_panel=_TEXT
+        ),
+    ] = "text",
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace-bad-bytes", help="Read bytes that are not UTF-8 as U+FFFD.", rich_help_panel=_TEXT
+        ),
+    ] = False,
+    min_count: Annotated[
+        int, number("--min-count", low=1, help="Leave out words that occur fewer times.", panel=_TEXT)
+    ] = 5,
+    max_vocab: Annotated[
+        int | None,
+        number("--max-vocab", low=2, help="Keep at most so many words, the most frequent.", panel=_TEXT),
+    ] = None,
+    vocab: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A fixed vocabulary (a word a line, or saved by Vocab.save); other words are left out.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where encoded text is kept for the next run (see firth info --cache).",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(metavar="NAME", help="The training objective.", rich_help_panel=_MODEL)
+    ] = "skipgram",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Settle details in which the published codes disagree as this one does: word2vec, gensim.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    dim: Annotated[int, option("dim", panel=_MODEL)] = default("dim"),
+    window: Annotated[int | None, option("window", panel=_MODEL, shown=default("window"))] = None,
+    negatives: Annotated[int | None, option("negatives", panel=_MODEL, shown=default("negatives"))] = None,
+    sample: Annotated[float | None, option("sample", panel=_MODEL, shown=default("sample"))] = None,
+    context: Annotated[
+        bool,
+        typer.Option("--context", help="Save the table of context vectors too.", rich_help_panel=_MODEL),
+    ] = False,
+    epochs: Annotated[int, option("epochs", panel=_RUN)] = default("epochs"),
+    lr: Annotated[
+        float | None, option("lr", panel=_RUN, shown="as the objective or preset has it")
+    ] = default("lr"),
+    threads: Annotated[int | None, option("threads", panel=_RUN)] = default("threads"),
+    seed: Annotated[int, option("seed", panel=_RUN)] = default("seed"),
+    device: Annotated[str, option("device", panel=_RUN)] = default("device"),
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of checkpoints, kept at the end; else OUT.run, removed at the end.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the last checkpoint, if there is one.", rich_help_panel=_RUN
+        ),
+    ] = False,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Word pairs with scores: print a score after each epoch.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    quiet: Annotated[bool, QUIET] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Learn a vector for every word of a text.
+
+    $ firth train corpus.txt -o vectors.safetensors
+    $ firth train wiki/ --lower --dim 300 --epochs 3 -o wiki.safetensors
+    $ zcat reviews.gz | firth train - -o reviews.safetensors
+
+    Ctrl-C saves the state of the run; the same command with --resume goes on.
+    """
+    from firth.cli.pairs import PairScores
+    from firth.corpus import Corpus
+    from firth.kernels import pick as pick_kernels
+    from firth.sources import Tokenizer
+    from firth.training import train as train_vectors
+    from firth.training.memory import check_fits
+    from firth.vocab import Vocab
+
+    # All that can be wrong with the call is told before any text is read.
+    check_writable(output)
+    if vocab is not None and max_vocab is not None:
+        raise SettingError("firth train takes --vocab or --max-vocab, got both; leave one out")
+    goal = _objective(objective, preset, {"window": window, "negatives": negatives, "sample": sample})
+    pick_kernels(device)
+    progress = pick(quiet)
+    corpus = Corpus.encode(
+        _source(text),
+        None if vocab is None else Vocab.load(vocab),
+        min_count=min_count,
+        max_size=max_vocab,
+        tokenizer=Tokenizer(lower=lower, nfc=nfc, pattern=pattern),
+        errors="replace" if replace else "strict",
+        field=field,
+        cache=cache,
+        threads=threads,
+        progress=progress,
+    )
+    check_fits(len(corpus.vocab), dim, keep_context=context)
+    scores = None if pairs is None else PairScores(pairs, corpus.vocab.tokens)
+    folder = output.with_name(output.name + ".run") if run is None else run
+    try:
+        vectors = train_vectors(
+            corpus,
+            goal,
+            dim=dim,
+            epochs=epochs,
+            lr=lr,
+            threads=threads,
+            seed=seed,
+            device=device,
+            run=folder,
+            resume=resume,
+            keep_context=context,
+            callbacks=[] if scores is None else [scores],
+            progress=progress,
+        )
+    except (Diverged, StorageError):
+        if run is None and not any(folder.glob("checkpoint-*")):
+            remove_tree(folder)  # there is nothing to go on from
+        raise
+    except Interrupted as stopped:
+        print(f"firth: {stopped}:\n{_resume_line()}", file=sys.stderr)
+        raise
+    if scores is not None:
+        vectors = scores.added_to(vectors)
+    vectors.save(output)
+    if run is None:
+        remove_tree(folder)
+    _print_summary(corpus, vectors, output, as_json)
+
+
+def _source(text: list[str]) -> str | list[Path]:
+    """What was named on the command line, as a source: one string, or paths."""
+    if len(text) == 1:
+        return text[0]
+    if "-" in text:
+        raise SettingError("firth train reads standard input (-) alone, not among files")
+    return [Path(name) for name in text]
+
+
+def _objective(name: str, preset: str | None, given: dict[str, Any]) -> SkipGram:
+    """The objective with the options that were given; the others are the preset's or the defaults."""
+    from firth.training.objectives import OBJECTIVES
+
+    if name not in OBJECTIVES:
+        close = did_you_mean(difflib.get_close_matches(name, OBJECTIVES))
+        raise SettingError(f"--objective must be {' or '.join(OBJECTIVES)}, got {name!r}{close}")
+    kind = OBJECTIVES[name]
+    start = kind() if preset is None else kind.preset(preset)
+    return dataclasses.replace(start, **{key: value for key, value in given.items() if value is not None})
+
+
+def _resume_line() -> str:
+    """The command of this process with --resume."""
+    arguments = sys.argv[1:]
+    return shlex.join(["firth", *arguments, *([] if "--resume" in arguments else ["--resume"])])
+
+
+def _print_summary(corpus: Corpus, vectors: Vectors, output: Path, as_json: bool) -> None:
+    facts = {
+        "output": str(output),
+        "vectors": len(vectors),
+        "dim": vectors.vector_size,
+        "tokens": len(corpus),
+        "raw_tokens": corpus.raw_tokens,
+        "loss": vectors.metadata.get("loss"),
+        "scores": vectors.metadata.get("scores"),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    print(f"{len(vectors):,} vectors of {vectors.vector_size} in {output}")
+    print(f"try: {shlex.join(['firth', 'similar', str(output), vectors.index_to_key[0]])}")

@@ -1,0 +1,108 @@
+"""Writing files so that a crash, a full disk or Ctrl-C leaves the old file whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from firth.errors import StorageError
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """``path`` as a ``Path`` if a file of that name could be written; for a check before long work.
+
+    Raises:
+        StorageError: the folder is missing or read-only, or the path is a folder.
+    """
+    target = Path(path)
+    folder = target.parent
+    if not folder.is_dir():
+        raise StorageError(f"cannot write {target}: the folder {folder} does not exist; create it first")
+    if target.is_dir():
+        raise StorageError(f"cannot write {target}: it is a folder, a file name is needed")
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"cannot write {target}: the folder {folder} is not writable")
+    return target
+
+
+def storage_error(error: OSError, path: str | os.PathLike[str], action: str = "write") -> StorageError:
+    """``error`` as one sentence about ``path``: what failed, why, and what it leaves behind."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(Path(path).parent).free
+            reason += f" ({free:,} bytes free)"
+    untouched = "; nothing was overwritten" if action == "write" else ""
+    return StorageError(f"cannot {action} {os.fspath(path)}: {reason}{untouched}")
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a rename inside ``folder`` survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path`` for writing bytes; sync and rename it at the end.
+
+    If the body raises (also ``KeyboardInterrupt``), the temporary file is removed and
+    whatever stood at ``path`` stays as it was.
+
+    Raises:
+        StorageError: the file cannot be created, written or renamed.
+    """
+    target = check_writable(path)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        raise storage_error(error, target) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except OSError as error:
+        _remove(name)
+        if isinstance(error, StorageError):
+            raise
+        raise storage_error(error, target) from error
+    except BaseException:
+        _remove(name)
+        raise
+    sync_folder(target.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace the file at ``path`` by ``text`` in UTF-8, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def remove_tree(path: str | os.PathLike[str]) -> None:
+    """Remove a folder of our own making; what is gone already is no error."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name)
+
+
+def _umask() -> int:
+    # mkstemp makes files private (0600); a result should have the mode that open() would give it.
+    mask: Any = os.umask(0)
+    os.umask(mask)
+    return int(mask)

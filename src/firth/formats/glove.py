@@ -1,0 +1,72 @@
+"""GloVe text: ``key number ... number`` a row, no header.
+
+How many numbers a row has is what most of the first lines have. A key may hold spaces
+(``. . .`` in glove.840B), but its last word may not be a number: that would be one number too many.
+Source: https://github.com/stanfordnlp/GloVe.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from firth.errors import FormatError
+from firth.files import replacing
+from firth.formats import text
+from firth.formats.table import Format, Head, Options, Rows, Table, read_head
+from firth.textfiles import TextFile
+
+NAME = "GloVe text"
+
+
+def recognise(head: Head) -> bool:
+    """Lines that end in numbers, the same count in most of them."""
+    lines = text.head_lines(head)
+    return bool(lines) and text.count_values(lines[0]) > 0
+
+
+def dimension(head: Head) -> int:
+    """The count of numbers that most of the first lines have."""
+    counts = Counter(text.count_values(line) for line in text.head_lines(head))
+    dim = counts.most_common(1)[0][0] if counts else 0
+    if dim == 0:
+        raise FormatError(f"{head.path}, line 1: no numbers follow the key; this is no {NAME}")
+    return dim
+
+
+def read(path: Path, options: Options) -> Table:
+    """Read GloVe text.
+
+    Raises:
+        FormatError: a line is not a key and as many numbers as the other lines have.
+        StorageError: it cannot be read.
+    """
+    dim = dimension(read_head(path))
+    with TextFile(path) as file:
+        expected = 0 if file.compression is not None else text.most_rows(path, dim)
+        if options.limit is not None:
+            expected = min(expected, options.limit)
+        rows = Rows(path, dim, expected, options.errors)
+        text.read_rows(file, path, dim, rows, first_line=1, named=False, limit=options.limit)
+    return rows.table()
+
+
+def write(path: Path, table: Table) -> None:
+    """Write GloVe text; the numbers read back exactly.
+
+    Raises:
+        FormatError: a key would be read back as another, or a number is not finite.
+        StorageError: the file cannot be written.
+    """
+    text.check_uncompressed(path)
+    for key in table.keys:
+        if " " in key and text.is_number(key.rsplit(" ", 1)[1].encode("utf-8", "surrogatepass")):
+            raise FormatError(
+                f"cannot write {path}: the end of the key {key!r} would be read as a number, since {NAME} "
+                "has no header; use word2vec text or safetensors"
+            )
+    with replacing(path) as file:
+        text.write_rows(file, path, table, NAME)
+
+
+FORMAT = Format("glove", (".glove",), recognise, read, write)

@@ -1,0 +1,819 @@
+"""Fast kernels for the CPU, in Numba: the twins of :mod:`firth.kernels.reference`.
+
+Every kernel here has the name, the arguments and the draws of its twin, which is the
+definition; only precision (float32) and the order of additions differ. Tables are float32,
+C-contiguous, rows padded with zeros to a multiple of LANES.
+
+How the shared skip-gram is made fast (figures: ``docs/kernels.md``):
+
+* A group's contexts meet a few targets, its negatives and its centres, so the group is three
+  small matrix products over rows copied into contiguous tiles: the scores, the contexts' and
+  the targets' updates. Scores of a context with a centre outside its window are computed and
+  then weighted by zero: a full product is faster than a ragged one.
+* The products run in register tiles of 6 (or 4) rows x LANES floats, the shape of a GEMM
+  micro-kernel, written with values of LLVM's vector type (``_load``, ``_fma``, ...), because
+  loops over scalars leave the choice of tiles to a compiler that does not find it.
+* The targets are transposed as well, so that a score is summed down the dimension with one
+  lane a target, and no horizontal sum is needed.
+* The rows of the next group are prefetched while this one is computed.
+
+All functions that call each other stand in this one file, because Numba's disk cache does not
+notice changes in other files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba as nb
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+from firth.kernels.reference import CLIP, PIECE, SATURATED, SKIP, Draws, Step
+
+LANES = 16  # floats in one vector value; LLVM splits it where registers are narrower
+ROWS = 6  # rows of the larger register tile: 6 x 16 floats fill the registers of AVX2
+# Not 'nnan' and 'ninf': a kernel must see that a table has left the finite numbers.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
+# NumPy's division: Python's raises on zero, and that branch alone keeps a loop from being vectorised.
+_FAST = {"nogil": True, "fastmath": FASTMATH, "boundscheck": False, "error_model": "numpy"}
+
+# --- vector values ------------------------------------------------------------------------------
+
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INT32 = ir.IntType(32)
+
+
+class _Vector(types.Type):  # type: ignore[misc]
+    """A Numba type for LLVM's ``<16 x float>``: lives in registers only."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+_vector = _Vector()
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, fe_type: Any) -> None:
+        super().__init__(manager, fe_type, _FLOATS)
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    from numba.np.arrayobj import make_array
+
+    return builder.gep(make_array(array_type)(context, builder, array).data, [offset])
+
+
+@intrinsic
+def _load(typing_context: Any, array: Any, offset: Any) -> Any:
+    """LANES floats of the flat array, from ``offset`` on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        value = builder.load(builder.bitcast(address, _FLOATS.as_pointer()))
+        value.align = 4
+        return value
+
+    return _vector(array, types.int64), codegen
+
+
+@intrinsic
+def _store(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
+    """Write LANES floats into the flat array, from ``offset`` on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        store = builder.store(args[2], builder.bitcast(address, _FLOATS.as_pointer()))
+        store.align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, _vector), codegen
+
+
+@intrinsic
+def _splat(typing_context: Any, x: Any) -> Any:
+    """The same float in every lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        undefined = ir.Constant(_FLOATS, ir.Undefined)
+        first = builder.insert_element(undefined, args[0], ir.Constant(_INT32, 0))
+        return builder.shuffle_vector(
+            first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+        )
+
+    return _vector(types.float32), codegen
+
+
+@intrinsic
+def _broadcast(typing_context: Any, array: Any, offset: Any) -> Any:
+    """The float at ``offset`` of the flat array in every lane; no wrap-around of negative offsets."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(_address(context, builder, signature.args[0], args[0], args[1]))
+        undefined = ir.Constant(_FLOATS, ir.Undefined)
+        first = builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
+        return builder.shuffle_vector(
+            first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+        )
+
+    return _vector(array, types.int64), codegen
+
+
+@intrinsic
+def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
+    """``x * y + z``, lane by lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function_type = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.v{LANES}f32")
+        return builder.call(function, args)
+
+    return _vector(_vector, _vector, _vector), codegen
+
+
+@intrinsic
+def _turn_tile(
+    typing_context: Any, out: Any, out_at: Any, out_step: Any, rows: Any, at: Any, step: Any
+) -> Any:
+    """Transpose LANES x LANES floats: ``out[out_at + j * out_step + i] = rows[at + i * step + j]``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, out_at, out_step, rows, at, step = args
+        tile = []
+        for _ in range(LANES):
+            load = builder.load(
+                builder.bitcast(_address(context, builder, signature.args[3], rows, at), _FLOATS.as_pointer())
+            )
+            load.align = 4
+            tile.append(load)
+            at = builder.add(at, step)
+        # A butterfly: each pass interleaves rows that lie half a tile apart.
+        picks = [
+            [k for i in range(LANES // 2) for k in (i + half, i + half + LANES)] for half in (0, LANES // 2)
+        ]
+        low, high = (ir.Constant(ir.VectorType(_INT32, LANES), pick) for pick in picks)
+        for _ in range(LANES.bit_length() - 1):
+            pairs = zip(tile[: LANES // 2], tile[LANES // 2 :], strict=True)
+            tile = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
+        for row in tile:
+            store = builder.store(
+                row,
+                builder.bitcast(
+                    _address(context, builder, signature.args[0], out, out_at), _FLOATS.as_pointer()
+                ),
+            )
+            store.align = 4
+            out_at = builder.add(out_at, out_step)
+        return context.get_dummy_value()
+
+    return types.void(out, types.int64, types.int64, rows, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Ask for the cache line at ``offset`` of the flat array, to be written soon."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        pointer = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        write, keep, data = (ir.Constant(_INT32, value) for value in (1, 3, 1))
+        builder.call(function, [builder.bitcast(address, pointer), write, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic
+def _as_float(typing_context: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def _as_bits(typing_context: Any, x: Any) -> Any:
+    """The 32 bits of a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _INT32)
+
+    return types.int32(types.float32), codegen
+
+
+# --- scalar functions ---------------------------------------------------------------------------
+
+
+@nb.njit(inline="always")
+def _draw(key: np.uint64, pos: int) -> np.uint64:
+    """64 random bits for a place; see ``reference.draw``."""
+    z = key + np.uint64(pos) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@nb.njit(inline="always")
+def _exp(x: np.float32) -> np.float32:
+    """e^x for |x| <= 60 to 2e-7, as a polynomial that LLVM vectorises."""
+    z = x * np.float32(1.4426950408889634)
+    whole = np.floor(z + np.float32(0.5))
+    r = z - whole
+    p = np.float32(1.5403530e-4)
+    p = p * r + np.float32(1.3333558e-3)
+    p = p * r + np.float32(9.6181291e-3)
+    p = p * r + np.float32(5.5504109e-2)
+    p = p * r + np.float32(2.4022651e-1)
+    p = p * r + np.float32(6.9314718e-1)
+    p = p * r + np.float32(1.0)
+    return p * _as_float((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+@nb.njit(inline="always")
+def _log(y: np.float32) -> np.float32:
+    """ln y for y >= 1, to 1e-6 absolute, as a polynomial that LLVM vectorises."""
+    bits = _as_bits(y)
+    exponent = np.float32((bits >> np.int32(23)) - np.int32(127))
+    m = _as_float((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000))
+    s = (m - np.float32(1.0)) / (m + np.float32(1.0))  # ln m = 2 artanh s, s in [0, 1/3]
+    q = s * s
+    p = np.float32(0.14545454) * q + np.float32(0.14285715)
+    p = p * q + np.float32(0.2)
+    p = p * q + np.float32(0.33333334)
+    p = p * q + np.float32(1.0)
+    return exponent * np.float32(0.6931471805599453) + np.float32(2.0) * s * p
+
+
+# --- products of tiles --------------------------------------------------------------------------
+
+
+@nb.njit(**_FAST)
+def _add_tile_6(
+    table: Any,
+    row_ids: Any,
+    r: int,
+    n: int,
+    rate: Any,
+    slopes: Any,
+    by_row: int,
+    by_k: int,
+    rows: Any,
+    n_k: int,
+    width: int,
+) -> None:
+    """The rows ``r`` to ``r + n`` of :func:`_add_product`, for n <= 6."""
+    zero = _splat(np.float32(0.0))
+    step = _splat(rate)
+    t0 = np.int64(row_ids[r]) * width
+    t1 = np.int64(row_ids[r + 1]) * width
+    t2 = np.int64(row_ids[r + 2]) * width
+    t3 = np.int64(row_ids[r + 3]) * width
+    t4 = np.int64(row_ids[r + 4]) * width
+    t5 = np.int64(row_ids[r + 5]) * width
+    for d in range(0, width, LANES):
+        a0 = zero
+        a1 = zero
+        a2 = zero
+        a3 = zero
+        a4 = zero
+        a5 = zero
+        c = r * by_row
+        at = d
+        for _ in range(n_k):
+            x = _load(rows, at)
+            a0 = _fma(_broadcast(slopes, c), x, a0)
+            a1 = _fma(_broadcast(slopes, c + by_row), x, a1)
+            a2 = _fma(_broadcast(slopes, c + 2 * by_row), x, a2)
+            a3 = _fma(_broadcast(slopes, c + 3 * by_row), x, a3)
+            a4 = _fma(_broadcast(slopes, c + 4 * by_row), x, a4)
+            a5 = _fma(_broadcast(slopes, c + 5 * by_row), x, a5)
+            c += by_k
+            at += width
+        _store(table, t0 + d, _fma(step, a0, _load(table, t0 + d)))
+        if n > 1:
+            _store(table, t1 + d, _fma(step, a1, _load(table, t1 + d)))
+        if n > 2:
+            _store(table, t2 + d, _fma(step, a2, _load(table, t2 + d)))
+        if n > 3:
+            _store(table, t3 + d, _fma(step, a3, _load(table, t3 + d)))
+        if n > 4:
+            _store(table, t4 + d, _fma(step, a4, _load(table, t4 + d)))
+        if n > 5:
+            _store(table, t5 + d, _fma(step, a5, _load(table, t5 + d)))
+
+
+@nb.njit(**_FAST)
+def _add_tile_4(
+    table: Any,
+    row_ids: Any,
+    r: int,
+    n: int,
+    rate: Any,
+    slopes: Any,
+    by_row: int,
+    by_k: int,
+    rows: Any,
+    n_k: int,
+    width: int,
+) -> None:
+    """The rows ``r`` to ``r + n`` of :func:`_add_product`, for n <= 4."""
+    zero = _splat(np.float32(0.0))
+    step = _splat(rate)
+    t0 = np.int64(row_ids[r]) * width
+    t1 = np.int64(row_ids[r + 1]) * width
+    t2 = np.int64(row_ids[r + 2]) * width
+    t3 = np.int64(row_ids[r + 3]) * width
+    for d in range(0, width, LANES):
+        a0 = zero
+        a1 = zero
+        a2 = zero
+        a3 = zero
+        c = r * by_row
+        at = d
+        for _ in range(n_k):
+            x = _load(rows, at)
+            a0 = _fma(_broadcast(slopes, c), x, a0)
+            a1 = _fma(_broadcast(slopes, c + by_row), x, a1)
+            a2 = _fma(_broadcast(slopes, c + 2 * by_row), x, a2)
+            a3 = _fma(_broadcast(slopes, c + 3 * by_row), x, a3)
+            c += by_k
+            at += width
+        _store(table, t0 + d, _fma(step, a0, _load(table, t0 + d)))
+        if n > 1:
+            _store(table, t1 + d, _fma(step, a1, _load(table, t1 + d)))
+        if n > 2:
+            _store(table, t2 + d, _fma(step, a2, _load(table, t2 + d)))
+        if n > 3:
+            _store(table, t3 + d, _fma(step, a3, _load(table, t3 + d)))
+
+
+@nb.njit(**_FAST)
+def _add_product(
+    table: Any,
+    row_ids: Any,
+    n_rows: int,
+    rate: Any,
+    slopes: Any,
+    by_row: int,
+    by_k: int,
+    rows: Any,
+    n_k: int,
+    width: int,
+) -> None:
+    """``table[row_ids[r]] += rate * sum over k < n_k of slopes[r * by_row + k * by_k] * rows[k]``.
+
+    Row after row within a tile, so that a row named twice gets both sums.
+    """
+    r = 0
+    while r < n_rows:
+        left = n_rows - r
+        if left <= 4 or 7 <= left <= 8:
+            _add_tile_4(table, row_ids, r, left, rate, slopes, by_row, by_k, rows, n_k, width)
+            r += 4
+        else:
+            _add_tile_6(table, row_ids, r, left, rate, slopes, by_row, by_k, rows, n_k, width)
+            r += 6
+
+
+@nb.njit(**_FAST)
+def _score_tile_6(out: Any, rows: Any, r: int, turned: Any, t: int, lanes: int, width: int) -> None:
+    """6 rows from ``r`` on and LANES columns from ``t`` on of :func:`_scores`."""
+    zero = _splat(np.float32(0.0))
+    a0 = zero
+    a1 = zero
+    a2 = zero
+    a3 = zero
+    a4 = zero
+    a5 = zero
+    at = r * width
+    column = t
+    for _ in range(width):
+        x = _load(turned, column)
+        a0 = _fma(_broadcast(rows, at), x, a0)
+        a1 = _fma(_broadcast(rows, at + width), x, a1)
+        a2 = _fma(_broadcast(rows, at + 2 * width), x, a2)
+        a3 = _fma(_broadcast(rows, at + 3 * width), x, a3)
+        a4 = _fma(_broadcast(rows, at + 4 * width), x, a4)
+        a5 = _fma(_broadcast(rows, at + 5 * width), x, a5)
+        at += 1
+        column += lanes
+    at = r * lanes + t
+    _store(out, at, a0)
+    _store(out, at + lanes, a1)
+    _store(out, at + 2 * lanes, a2)
+    _store(out, at + 3 * lanes, a3)
+    _store(out, at + 4 * lanes, a4)
+    _store(out, at + 5 * lanes, a5)
+
+
+@nb.njit(**_FAST)
+def _score_tile_4(out: Any, rows: Any, r: int, turned: Any, t: int, lanes: int, width: int) -> None:
+    """4 rows from ``r`` on and LANES columns from ``t`` on of :func:`_scores`."""
+    zero = _splat(np.float32(0.0))
+    a0 = zero
+    a1 = zero
+    a2 = zero
+    a3 = zero
+    at = r * width
+    column = t
+    for _ in range(width):
+        x = _load(turned, column)
+        a0 = _fma(_broadcast(rows, at), x, a0)
+        a1 = _fma(_broadcast(rows, at + width), x, a1)
+        a2 = _fma(_broadcast(rows, at + 2 * width), x, a2)
+        a3 = _fma(_broadcast(rows, at + 3 * width), x, a3)
+        at += 1
+        column += lanes
+    at = r * lanes + t
+    _store(out, at, a0)
+    _store(out, at + lanes, a1)
+    _store(out, at + 2 * lanes, a2)
+    _store(out, at + 3 * lanes, a3)
+
+
+@nb.njit(**_FAST)
+def _scores(out: Any, rows: Any, n_rows: int, turned: Any, lanes: int, width: int) -> None:
+    """``out[r, t] = rows[r] . turned[:, t]`` for all ``lanes`` columns (a multiple of LANES)."""
+    for t in range(0, lanes, LANES):
+        r = 0
+        while r < n_rows:
+            left = n_rows - r
+            if left <= 4 or 7 <= left <= 8:
+                _score_tile_4(out, rows, r, turned, t, lanes, width)
+                r += 4
+            else:
+                _score_tile_6(out, rows, r, turned, t, lanes, width)
+                r += 6
+
+
+@nb.njit(**_FAST)
+def _turn(out: Any, rows: Any, n_rows: int, lanes: int, width: int) -> None:
+    """``out[d, t] = rows[t, d]``, in whole tiles."""
+    for t in range(0, n_rows, LANES):
+        for d in range(0, width, LANES):
+            _turn_tile(out, d * lanes + t, lanes, rows, t * width + d, width)
+
+
+@nb.njit(**_FAST)
+def _floats(n: int) -> Any:
+    """``n`` zeros that begin on a cache line, so that no vector load crosses two."""
+    block = np.zeros(n + LANES, np.float32)
+    skip = (-(block.ctypes.data // 4)) % LANES
+    return block[skip : skip + n]
+
+
+@nb.njit(**_FAST)
+def _prefetch_row(table: Any, row: int, width: int) -> None:
+    at = np.int64(row) * width
+    for d in range(0, width, LANES):
+        _prefetch(table, at + d)
+
+
+@nb.njit(**_FAST)
+def _copy_row(out: Any, out_row: int, table: Any, row: int, width: int) -> None:
+    at = np.int64(row) * width
+    to = out_row * width
+    for d in range(0, width, LANES):
+        _store(out, to + d, _load(table, at + d))
+
+
+# --- skip-gram, negatives shared by a group -----------------------------------------------------
+
+
+@nb.njit(**_FAST)
+def _slopes(scores: Any, weights: Any, n: int) -> Any:
+    """Turn scores into slopes in place; the loss and the sum of the scores.
+
+    A weight w > 0 marks a negative (loss ``w softplus(x)``), w < 0 a positive (``-w softplus(-x)``);
+    the slope is minus the derivative of the loss.
+    """
+    loss = np.float32(0.0)
+    total = np.float32(0.0)
+    for k in range(n):
+        w = weights[k]
+        x = scores[k]
+        total += x
+        signed = x if w > np.float32(0.0) else -x
+        e = _exp(min(max(signed, np.float32(-30.0)), np.float32(30.0)))
+        loss += abs(w) * _log(np.float32(1.0) + e)
+        scores[k] = -w * e / (np.float32(1.0) + e)
+    return loss, total
+
+
+@nb.njit(cache=True, **_FAST)
+def skipgram_shared(
+    inputs: Any,
+    outputs: Any,
+    ids: Any,
+    sentence_starts: Any,
+    start_pos: int,
+    stop_pos: int,
+    step: Step,
+    draws: Draws,
+    stats: Any,
+) -> None:
+    """Skip-gram with shared negatives over ``ids[start_pos:stop_pos]``; see the reference."""
+    width = inputs.shape[1]
+    inputs = inputs.reshape(-1)
+    outputs = outputs.reshape(-1)
+    window = step.window
+    share = step.share
+    pool = step.pool
+    weight = np.float32(step.weight)
+    n_types = np.uint64(draws.keep.shape[0])
+    # Buffers have spare rows, because products work on whole register tiles.
+    lanes = (pool + share + LANES - 1) // LANES * LANES
+    most = share + 2 * window + ROWS
+    context = _floats(most * width)
+    target = _floats((lanes + ROWS) * width)  # the negatives, then the centres
+    turned = _floats(width * lanes)
+    weights = _floats(most * lanes)
+    slopes = _floats(most * lanes + ROWS)
+    is_negative = np.zeros(lanes, np.float32)
+    is_negative[:pool] = np.float32(1.0)
+    windows = np.empty(most, np.float32)
+    target_id = np.zeros(lanes + ROWS, np.int32)
+
+    kept_id = np.zeros(PIECE + ROWS, np.int32)
+    kept_pos = np.empty(PIECE + 1, np.int64)
+    reach = np.empty(PIECE + 1, np.int32)
+    negative_id = np.zeros((PIECE + 2 * share) // share * pool + pool, np.int32)
+
+    loss_sum = 0.0
+    score_sum = 0.0
+    n_pairs = 0
+    sentence = np.searchsorted(sentence_starts, start_pos, side="right") - 1
+    piece_pos = np.int64(start_pos)
+    while piece_pos < stop_pos:
+        while sentence_starts[sentence + 1] <= piece_pos:
+            sentence += 1
+        piece_end = min(piece_pos + PIECE, sentence_starts[sentence + 1], stop_pos)
+        # The piece after subsampling, its windows and the negatives of its groups.
+        n_kept = 0
+        for pos in range(piece_pos, piece_end):
+            # Written always, counted if kept: a branch here would be mispredicted often.
+            token_id = ids[pos]
+            kept_id[n_kept] = token_id
+            kept_pos[n_kept] = pos
+            reach[n_kept] = window
+            if step.shrink:
+                high = _draw(draws.keys[1], pos) >> np.uint64(32)
+                reach[n_kept] = 1 + np.int32((high * np.uint64(window)) >> np.uint64(32))
+            n_kept += np.int64(np.uint32(_draw(draws.keys[0], pos) >> np.uint64(32)) <= draws.keep[token_id])
+        n_drawn = 0
+        for first in range(0, n_kept, share):
+            for n in range(pool):
+                bits = _draw(draws.keys[2 + n], kept_pos[first])
+                cell = np.int64(((bits >> np.uint64(32)) * n_types) >> np.uint64(32))
+                if np.uint32(bits & np.uint64(0xFFFFFFFF)) > draws.threshold[cell]:
+                    cell = np.int64(draws.alias[cell])
+                negative_id[n_drawn + n] = cell
+            n_drawn += pool
+
+        n_drawn = 0
+        for first in range(0, n_kept, share):
+            last = min(first + share, n_kept)
+            for k in range(last, min(last + share, n_kept)):
+                _prefetch_row(outputs, kept_id[k], width)
+            for k in range(min(last + window, n_kept), min(last + share + window, n_kept)):
+                _prefetch_row(inputs, kept_id[k], width)
+            for n in range(n_drawn + pool, n_drawn + 2 * pool):
+                _prefetch_row(outputs, negative_id[n], width)
+            # The context rows that the group's windows can reach.
+            low = max(first - window, 0)
+            span = min(last + window, n_kept) - low
+            n_targets = pool + last - first
+            for c in range(span):
+                _copy_row(context, c, inputs, kept_id[low + c], width)
+            for n in range(pool):
+                target_id[n] = negative_id[n_drawn + n]
+            n_drawn += pool
+            for i in range(first, last):
+                target_id[pool + i - first] = kept_id[i]
+            for t in range(n_targets):
+                _copy_row(target, t, outputs, target_id[t], width)
+            _turn(turned, target, n_targets, lanes, width)
+
+            # Each context meets a negative once a window, unless the negative is the centre.
+            for c in range(span):
+                windows[c] = np.float32(0.0)
+            for i in range(first, last):
+                for c in range(max(i - reach[i], 0) - low, min(i + reach[i] + 1, n_kept) - low):
+                    windows[c] += weight
+                windows[i - low] -= weight
+            for c in range(span):
+                for t in range(0, lanes, LANES):
+                    row = _fma(_splat(windows[c]), _load(is_negative, t), _splat(np.float32(0.0)))
+                    _store(weights, c * lanes + t, row)
+            for i in range(first, last):
+                lo = max(i - reach[i], 0)
+                hi = min(i + reach[i] + 1, n_kept)
+                n_pairs += hi - lo - 1
+                for c in range(lo - low, hi - low):
+                    weights[c * lanes + pool + i - first] = np.float32(-1.0)
+                weights[(i - low) * lanes + pool + i - first] = np.float32(0.0)
+                for n in range(pool):
+                    if target_id[n] == kept_id[i]:
+                        for c in range(lo - low, hi - low):
+                            if c != i - low:
+                                weights[c * lanes + n] -= weight
+
+            _scores(slopes, context, span, turned, lanes, width)
+            loss, total = _slopes(slopes, weights, span * lanes)
+            loss_sum += loss
+            score_sum += total
+
+            # All slopes are known: the updates, from the rows as they were.
+            rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * kept_pos[first]))
+            _add_product(inputs, kept_id[low:], span, rate, slopes, lanes, 1, target, n_targets, width)
+            _add_product(outputs, target_id, n_targets, rate, slopes, 1, lanes, context, span, width)
+        piece_pos = piece_end
+    stats[0] += loss_sum
+    stats[1] += n_pairs
+    stats[2] += score_sum
+
+
+# --- skip-gram, fresh negatives for each pair ---------------------------------------------------
+
+
+@nb.njit(**_FAST)
+def _pair_slope(x: Any, positive: bool, saturation: int) -> Any:
+    label = np.float32(1.0) if positive else np.float32(0.0)
+    if saturation == SKIP and abs(x) >= np.float32(SATURATED):
+        return np.float32(0.0)
+    if saturation == CLIP and abs(x) > np.float32(SATURATED):
+        return label - (np.float32(1.0) if x > np.float32(0.0) else np.float32(0.0))
+    return label - np.float32(1.0) / (
+        np.float32(1.0) + _exp(min(max(-x, np.float32(-30.0)), np.float32(30.0)))
+    )
+
+
+@nb.njit(cache=True, **_FAST)
+def skipgram_pairs(
+    inputs: Any,
+    outputs: Any,
+    ids: Any,
+    sentence_starts: Any,
+    start_pos: int,
+    stop_pos: int,
+    step: Step,
+    draws: Draws,
+    stats: Any,
+) -> None:
+    """Skip-gram as published over ``ids[start_pos:stop_pos]``; see the reference."""
+    width = inputs.shape[1]
+    window = step.window
+    pool = step.pool
+    n_types = np.uint64(draws.keep.shape[0])
+    moved = np.zeros(width, np.float32)
+    kept_id = np.empty(PIECE + 1, np.int32)
+    kept_pos = np.empty(PIECE + 1, np.int64)
+    loss_sum = 0.0
+    score_sum = 0.0
+    n_pairs = 0
+    sentence = np.searchsorted(sentence_starts, start_pos, side="right") - 1
+    piece_pos = np.int64(start_pos)
+    while piece_pos < stop_pos:
+        while sentence_starts[sentence + 1] <= piece_pos:
+            sentence += 1
+        piece_end = min(piece_pos + PIECE, sentence_starts[sentence + 1], stop_pos)
+        n_kept = 0
+        for pos in range(piece_pos, piece_end):
+            kept_id[n_kept] = ids[pos]
+            kept_pos[n_kept] = pos
+            n_kept += np.int64(np.uint32(_draw(draws.keys[0], pos) >> np.uint64(32)) <= draws.keep[ids[pos]])
+        for i in range(n_kept):
+            pos = kept_pos[i]
+            center_id = kept_id[i]
+            reach = window
+            if step.shrink:
+                high = _draw(draws.keys[1], pos) >> np.uint64(32)
+                reach = 1 + np.int64((high * np.uint64(window)) >> np.uint64(32))
+            rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * pos))
+            for c in range(max(i - reach, 0), min(i + reach + 1, n_kept)):
+                if c == i:
+                    continue
+                context = inputs[kept_id[c]]
+                for d in range(width):
+                    moved[d] = np.float32(0.0)
+                for n in range(-1, pool):
+                    target_id = np.int64(center_id)
+                    if n >= 0:
+                        bits = _draw(draws.keys[2 + (c - i + window) * pool + n], pos)
+                        target_id = np.int64(((bits >> np.uint64(32)) * n_types) >> np.uint64(32))
+                        if np.uint32(bits & np.uint64(0xFFFFFFFF)) > draws.threshold[target_id]:
+                            target_id = np.int64(draws.alias[target_id])
+                        if target_id == center_id:
+                            continue
+                    target = outputs[target_id]
+                    x = np.float32(0.0)
+                    for d in range(width):
+                        x += context[d] * target[d]
+                    score_sum += x
+                    signed = -x if n < 0 else x
+                    e = _exp(min(max(signed, np.float32(-30.0)), np.float32(30.0)))
+                    loss_sum += _log(np.float32(1.0) + e)
+                    slope = rate * _pair_slope(x, n < 0, step.saturation)
+                    for d in range(width):
+                        moved[d] += slope * target[d]
+                        target[d] += slope * context[d]
+                for d in range(width):
+                    context[d] += moved[d]
+                n_pairs += 1
+        piece_pos = piece_end
+    stats[0] += loss_sum
+    stats[1] += n_pairs
+    stats[2] += score_sum
+
+
+# --- sampling tables ----------------------------------------------------------------------------
+
+
+@nb.njit(cache=True, error_model="numpy")
+def alias_table(weights: Any) -> Any:
+    """Thresholds and aliases for drawing by weight; see ``reference.alias_table``, bit for bit."""
+    n = len(weights)
+    share = weights.astype(np.float64) * (n / np.sum(weights))
+    threshold = np.full(n, 0xFFFFFFFF, np.uint32)
+    alias = np.arange(n).astype(np.int32)
+    small = np.empty(n, np.int64)
+    large = np.empty(n, np.int64)
+    n_small = 0
+    n_large = 0
+    for i in range(n):
+        if share[i] < 1.0:
+            small[n_small] = i
+            n_small += 1
+        else:
+            large[n_large] = i
+            n_large += 1
+    while n_small > 0 and n_large > 0:
+        n_small -= 1
+        low = small[n_small]
+        high = large[n_large - 1]
+        threshold[low] = np.uint32(min(max(share[low] * 4294967296.0 - 1.0, 0.0), 4294967295.0))
+        alias[low] = high
+        share[high] -= 1.0 - share[low]
+        if share[high] < 1.0:
+            n_large -= 1
+            small[n_small] = high
+            n_small += 1
+    return threshold, alias
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+KERNELS = {"skipgram_shared": skipgram_shared, "skipgram_pairs": skipgram_pairs}
+
+
+def run(
+    kernel: str,
+    inputs: Any,
+    outputs: Any,
+    ids: Any,
+    sentence_starts: Any,
+    block_starts: Any,
+    step: Step,
+    draws: Draws,
+    threads: int = 1,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[Any, int]:
+    """One run of blocks with all threads; see ``reference.run``.
+
+    Threads take the next block that nobody has taken and update the same tables without locks
+    (Recht et al. 2011, "Hogwild!", arXiv 1106.5730). The kernels hold no GIL.
+    """
+    function = KERNELS[kernel]
+    blocks = list(zip(block_starts[:-1].tolist(), block_starts[1:].tolist(), strict=True))
+    stats = np.zeros((len(blocks), 3))
+    taken: list[int] = []
+    lock = threading.Lock()
+
+    def work(_: int) -> None:
+        while True:
+            with lock:  # so that the blocks taken are always the first ones
+                block = len(taken)
+                if block == len(blocks) or (block and stopped()):
+                    return
+                taken.append(block)
+            start, stop = blocks[block]
+            function(inputs, outputs, ids, sentence_starts, start, stop, step, draws, stats[block])
+
+    workers = min(threads, len(blocks))
+    if workers == 1:
+        work(0)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
+    return stats.sum(axis=0), len(taken)

@@ -1,0 +1,445 @@
+"""The questions one asks of vectors, under the names that people know from gensim's KeyedVectors.
+
+Meaning and return shapes are gensim's; where they differ, the docstring says so. Everything here
+is numpy: no torch, no numba, no pyarrow.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firth.errors import KeyNotFound, SettingError, ShapeError
+from firth.keys import Keys
+from firth.search import products, top_k
+
+Float32s: TypeAlias = NDArray[np.float32]
+Key: TypeAlias = str | int | np.integer[Any]
+Item: TypeAlias = Key | NDArray[Any] | tuple[Key | NDArray[Any], float]
+Items: TypeAlias = Item | Sequence[Item] | None
+Neighbours: TypeAlias = list[tuple[str, float]]
+
+# Lengths below this are zero: their inverse is no float32.
+SHORTEST = 1.2e-38
+
+
+class Queries:
+    """What can be asked of keys and a matrix; ``Vectors`` adds where they come from and go to."""
+
+    _keys: Keys
+    _matrix: Float32s
+    _inverse: Float32s | None
+
+    # -- keys and rows
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return self._row(key) >= 0
+
+    def has_index_for(self, key: object) -> bool:
+        """Whether there is such a key (or row number)."""
+        return key in self
+
+    def get_index(self, key: Key, default: int | None = None) -> int:
+        """The row of ``key``; a row number is its own row.
+
+        Raises:
+            KeyNotFound: there is none and no ``default``; the closest keys are named.
+        """
+        row = self._row(key)
+        if row >= 0:
+            return row
+        if default is not None:
+            return default
+        raise KeyNotFound(key, self._where(), self._keys.close(key))
+
+    def _row(self, key: object) -> int:
+        if isinstance(key, str):
+            return self._keys.row(key)
+        is_row = (
+            isinstance(key, (int, np.integer)) and not isinstance(key, bool) and 0 <= key < len(self._keys)
+        )
+        return int(key) if is_row else -1  # type: ignore[call-overload]
+
+    def _rows(self, keys: Iterable[Key]) -> NDArray[np.int64]:
+        return np.array([self.get_index(key) for key in keys], np.int64)
+
+    def _where(self) -> str:
+        return f"vectors of {len(self._keys):,} keys"
+
+    def __getitem__(self, keys: Key | Sequence[Key]) -> Float32s:
+        """``v["word"]``: a read-only row (D,). ``v[["a", "b"]]``: a new array (2, D)."""
+        if isinstance(keys, (str, int, np.integer)):
+            return self.get_vector(keys)
+        return self._matrix[self._rows(keys)]
+
+    def get_vector(self, key: Key, norm: bool = False) -> Float32s:
+        """The vector of ``key``, (D,) float32, read-only; of length one if ``norm`` is set."""
+        row = self.get_index(key)
+        vector: Float32s = self._matrix[row]
+        if norm:
+            vector = vector * self._inverse_norms(row, row + 1)[0]
+        vector.flags.writeable = False
+        return vector
+
+    @property
+    def norms(self) -> Float32s:
+        """(V,) float32: the length of each vector."""
+        return lengths(self._matrix)
+
+    def _inverse_norms(self, start: int = 0, stop: int | None = None) -> Float32s:
+        # One over the length, 0 for a row of zeros, so that its cosine with anything is 0.
+        if self._inverse is None and (stop is None or stop - start > 1):
+            self._inverse = inverse(lengths(self._matrix))
+        if self._inverse is None:
+            return inverse(lengths(self._matrix[start:stop]))
+        return self._inverse[start:stop]
+
+    # -- means of several keys
+
+    def get_mean_vector(
+        self,
+        keys: Sequence[Key | NDArray[Any]],
+        weights: Sequence[float] | NDArray[Any] | None = None,
+        pre_normalize: bool = True,
+        post_normalize: bool = False,
+        ignore_missing: bool = True,
+    ) -> Float32s:
+        """The weighted mean of keys and vectors, (D,) float32, divided by the sum of ``abs(weights)``.
+
+        Args:
+            keys: keys, row numbers or (D,) arrays.
+            weights: one for each; all 1 by default.
+            pre_normalize: bring the vectors of keys to length one first (arrays are taken as they are).
+            post_normalize: bring the mean to length one.
+            ignore_missing: leave out keys that are not there, rather than raise.
+
+        Raises:
+            SettingError: no keys, or another number of weights.
+            KeyNotFound: a key is missing and ``ignore_missing`` is off.
+        """
+        if len(keys) == 0:
+            raise SettingError("get_mean_vector(): no keys are given, and there is no mean of nothing")
+        factors = np.ones(len(keys)) if weights is None else np.asarray(weights, np.float64)
+        if factors.shape != (len(keys),):
+            raise SettingError(f"get_mean_vector(): {len(keys)} keys have {factors.size} weights")
+        mean, total = np.zeros(self._matrix.shape[1]), 0.0
+        for key, factor in zip(keys, factors, strict=True):
+            if isinstance(key, np.ndarray):
+                mean += factor * self._vector(key)
+            elif ignore_missing and key not in self:
+                continue
+            else:
+                mean += factor * self.get_vector(key, norm=pre_normalize)
+            total += abs(factor)
+        if total > 0:
+            mean /= total
+        return unit(mean) if post_normalize else mean.astype(np.float32)
+
+    def _vector(self, array: NDArray[Any]) -> Float32s:
+        vector = np.asarray(array, np.float32)
+        if vector.shape != self._matrix.shape[1:]:
+            raise ShapeError(
+                f"a query has the shape {vector.shape}, these vectors have {self._matrix.shape[1]} numbers"
+            )
+        if not np.isfinite(vector).all():
+            raise ShapeError("a query holds NaN or infinity")
+        return vector
+
+    def _split(self, positive: Items, negative: Items, what: str) -> tuple[list[Any], list[float]]:
+        """Keys or arrays and their weights: 1 for the positive, -1 for the negative, or as given."""
+        keys: list[Any] = []
+        weights: list[float] = []
+        for items, sign in ((positive, 1.0), (negative, -1.0)):
+            for item in _as_list(items):
+                key, weight = item if isinstance(item, tuple) and len(item) == 2 else (item, sign)
+                if not isinstance(key, (str, int, np.integer, np.ndarray)):
+                    raise SettingError(f"{what}(): {key!r} is no key, row number, array or (key, weight)")
+                keys.append(key)
+                weights.append(float(weight))
+        if not keys:
+            raise SettingError(f"{what}(): neither positive nor negative keys are given")
+        return keys, weights
+
+    def _range(self, start: int, stop: int | None, restrict_vocab: int | None, what: str) -> tuple[int, int]:
+        if restrict_vocab is not None:
+            if start or stop:
+                raise SettingError(f"{what}(): give restrict_vocab or clip_start and clip_end, not both")
+            if restrict_vocab < 1:
+                raise SettingError(f"{what}(): restrict_vocab is {restrict_vocab}; it must be 1 or more")
+            return 0, min(restrict_vocab, len(self))
+        first, last, _ = slice(start, stop or None).indices(len(self))
+        if first >= last:
+            raise SettingError(f"{what}(): no rows lie between clip_start {start} and clip_end {stop}")
+        return first, last
+
+    # -- neighbours
+
+    def most_similar(
+        self,
+        positive: Items = None,
+        negative: Items = None,
+        topn: int | None = 10,
+        clip_start: int = 0,
+        clip_end: int | None = None,
+        restrict_vocab: int | None = None,
+    ) -> Neighbours | Float32s:
+        """The keys of the greatest cosine with the mean of ``positive`` minus ``negative`` (3CosAdd).
+
+        Args:
+            positive: a key, row number or array, or a list of them, or of ``(key, weight)``.
+            negative: the same; their weight is -1 unless given.
+            topn: how many; ``None`` gives all cosines instead.
+            clip_start: search from this row on.
+            clip_end: search up to this row.
+            restrict_vocab: search the first rows only. (gensim lets it override the two others;
+                here giving both is an error.)
+
+        Returns:
+            ``[(key, cosine), ...]``, best first, without the keys asked about; or for
+            ``topn=None`` (N,) float32, the cosines of all rows searched.
+
+        Raises:
+            KeyNotFound: a key is not there.
+            SettingError: nothing is given.
+        """
+        keys, weights = self._split(positive, negative, "most_similar")
+        first, last = self._range(clip_start, clip_end, restrict_vocab, "most_similar")
+        query = self.get_mean_vector(keys, weights, post_normalize=True, ignore_missing=False)
+        if topn is None:
+            return self._cosines(query, first, last)
+        if topn < 1:
+            return []
+        asked = sorted({self.get_index(key) - first for key in keys if not isinstance(key, np.ndarray)})
+        skip = np.array([row if row < last - first else -1 for row in asked], np.int64)
+        ids, scores = top_k(
+            query[None],
+            self._matrix[first:last],
+            topn,
+            scale=self._inverse_norms(first, last),
+            skip=skip[skip >= 0][None],
+        )
+        return self._named(ids[0] + first, scores[0])
+
+    def _cosines(self, query: Float32s, first: int = 0, last: int | None = None) -> Float32s:
+        # (N,) cosines of rows first to last with a query of length one
+        scores: Float32s = products(query[None], self._matrix[first:last], self._inverse_norms(first, last))[
+            0
+        ]
+        return scores
+
+    def _named(self, rows: NDArray[np.int64], scores: Float32s) -> Neighbours:
+        return [(self._keys[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+
+    def similar_by_key(
+        self, key: Key, topn: int | None = 10, restrict_vocab: int | None = None
+    ) -> Neighbours | Float32s:
+        """``most_similar`` of one key."""
+        return self.most_similar([key], topn=topn, restrict_vocab=restrict_vocab)
+
+    def similar_by_word(
+        self, word: Key, topn: int | None = 10, restrict_vocab: int | None = None
+    ) -> Neighbours | Float32s:
+        """``most_similar`` of one key."""
+        return self.most_similar([word], topn=topn, restrict_vocab=restrict_vocab)
+
+    def similar_by_vector(
+        self, vector: NDArray[Any], topn: int | None = 10, restrict_vocab: int | None = None
+    ) -> Neighbours | Float32s:
+        """``most_similar`` of a (D,) array."""
+        return self.most_similar([np.asarray(vector)], topn=topn, restrict_vocab=restrict_vocab)
+
+    def nearest(
+        self, queries: Sequence[Key] | NDArray[Any], topn: int = 10, restrict_vocab: int | None = None
+    ) -> tuple[NDArray[np.int64], Float32s]:
+        """The nearest rows of many queries at once, as arrays, at the speed of a matrix product.
+
+        Args:
+            queries: keys, which are left out of their own answers, or a (Q, D) array.
+            topn: how many for each, 1 or more.
+            restrict_vocab: search the first rows only.
+
+        Returns:
+            row numbers (Q, K) int64 and cosines (Q, K) float32, best first; K is ``topn`` or, in a
+            short table, less.
+
+        Raises:
+            KeyNotFound: a key is not there.
+            ShapeError: an array of another width, or with NaN or infinity in it.
+        """
+        if topn < 1:
+            raise SettingError(f"nearest(): topn is {topn}; it must be 1 or more")
+        last = self._range(0, None, restrict_vocab, "nearest")[1]
+        skip = None
+        if isinstance(queries, np.ndarray) and queries.dtype.kind == "f":
+            vectors = np.asarray(queries, np.float32)
+            if vectors.ndim != 2 or vectors.shape[1] != self._matrix.shape[1]:
+                raise ShapeError(
+                    f"nearest(): queries have the shape {vectors.shape}; "
+                    f"(Q, {self._matrix.shape[1]}) is expected"
+                )
+            if not np.isfinite(vectors).all():
+                raise ShapeError("nearest(): a query holds NaN or infinity")
+            vectors = vectors * inverse(lengths(vectors))[:, None]
+        else:
+            if isinstance(queries, str):
+                raise SettingError(f"nearest(): a list of keys is expected, not one key; try [{queries!r}]")
+            rows = self._rows(queries)
+            vectors = self._matrix[rows] * self._inverse_norms()[rows, None]
+            if (rows < last).any():
+                skip = np.where(rows < last, rows, -1)[:, None]
+        return top_k(vectors, self._matrix[:last], topn, scale=self._inverse_norms()[:last], skip=skip)
+
+    def most_similar_batch(
+        self, queries: Sequence[Key] | NDArray[Any], topn: int = 10, restrict_vocab: int | None = None
+    ) -> list[Neighbours]:
+        """``nearest`` with names: for each query ``[(key, cosine), ...]``."""
+        ids, scores = self.nearest(queries, topn, restrict_vocab)
+        self._keys.to_list()  # many names are wanted: decode them once
+        return [self._named(row, score) for row, score in zip(ids, scores, strict=True)]
+
+    def most_similar_cosmul(
+        self,
+        positive: Items = None,
+        negative: Items = None,
+        topn: int | None = 10,
+        restrict_vocab: int | None = None,
+    ) -> Neighbours | Float32s:
+        """The keys of the greatest product of similarities (3CosMul).
+
+        Similarities are moved to 0..1 first; those to ``negative`` divide. Weights are not used.
+        ``restrict_vocab`` is obeyed (gensim ignores it here). Source: Levy and Goldberg 2014,
+        "Linguistic Regularities in Sparse and Explicit Word Representations", equation 4.
+
+        Returns:
+            ``[(key, score), ...]``, or all scores (N,) float32 for ``topn=None``.
+        """
+        above, _ = self._split(positive, None, "most_similar_cosmul")
+        below = self._split(None, negative, "most_similar_cosmul")[0] if _as_list(negative) else []
+        first, last = self._range(0, None, restrict_vocab, "most_similar_cosmul")
+        if topn is not None and topn < 1:
+            return []
+        scores = np.ones(last - first, np.float32)
+        for keys, factor in ((above, 1), (below, -1)):
+            product = np.ones(last - first, np.float32)
+            for key in keys:
+                query = self.get_mean_vector([key], post_normalize=True, ignore_missing=False)
+                cosines = self._cosines(query, first, last)
+                product *= (1 + cosines) / 2
+            scores = scores * product if factor > 0 else scores / (product + np.float32(1e-6))
+        if topn is None:
+            return scores
+        asked = sorted({self.get_index(key) for key in (*above, *below) if not isinstance(key, np.ndarray)})
+        skip = np.array([row for row in asked if row < last], np.int64)[None]
+        ids, best = top_k(np.ones((1, 1), np.float32), scores[:, None], topn, skip=skip)
+        return self._named(ids[0], best[0])
+
+    # -- similarities and distances
+
+    def similarity(self, w1: Key, w2: Key) -> float:
+        """The cosine of two keys; 0 where one is a row of zeros."""
+        a, b = (unit(self.get_vector(key).astype(np.float64)) for key in (w1, w2))
+        return float(a @ b)
+
+    def distance(self, w1: Key, w2: Key) -> float:
+        """``1 - similarity(w1, w2)``."""
+        return 1 - self.similarity(w1, w2)
+
+    def distances(self, word_or_vector: Key | NDArray[Any], other_words: Sequence[Key] = ()) -> Float32s:
+        """(N,) float32: ``1 - cosine`` to each of ``other_words``, or to all keys if none are given."""
+        query = self.get_mean_vector([word_or_vector], post_normalize=True, ignore_missing=False)
+        if len(other_words) == 0:
+            return 1 - self._cosines(query)
+        part = self._matrix[self._rows(other_words)]
+        distances: Float32s = 1 - products(query[None], part, inverse(lengths(part)))[0]
+        return distances
+
+    def n_similarity(self, ws1: Sequence[Key], ws2: Sequence[Key]) -> float:
+        """The cosine of the means of two sets of keys. (gensim skips missing keys here; this raises.)"""
+        a, b = (
+            self.get_mean_vector(keys, pre_normalize=False, post_normalize=True, ignore_missing=False)
+            for keys in (ws1, ws2)
+        )
+        return float(a @ b)
+
+    def doesnt_match(self, words: Sequence[Key]) -> str:
+        """The key that is farthest from the mean of all; missing keys are left out, with a warning."""
+        known = [word for word in words if word in self]
+        if len(known) < len(words):
+            missing = [word for word in words if word not in self]
+            if not known:
+                raise KeyNotFound(missing[0] if missing else "", self._where(), self._keys.close(missing[0]))
+            warnings.warn(
+                f"doesnt_match(): {missing} are not there and are left out", UserWarning, stacklevel=2
+            )
+        if not known:
+            raise SettingError("doesnt_match(): no keys are given")
+        rows = self._rows(known)
+        vectors = self._matrix[rows] * inverse(lengths(self._matrix[rows]))[:, None]
+        cosines = vectors @ unit(vectors.mean(axis=0, dtype=np.float64))
+        return min(zip(cosines.tolist(), (self._keys[int(row)] for row in rows), strict=True))[1]
+
+    def closer_than(self, key1: Key, key2: Key) -> list[str]:
+        """The keys that are closer to ``key1`` than ``key2`` is."""
+        row, other = self.get_index(key1), self.get_index(key2)
+        distances = self.distances(key1)
+        return [
+            self._keys[int(place)] for place in np.flatnonzero(distances < distances[other]) if place != row
+        ]
+
+    def rank(self, key1: Key, key2: Key) -> int:
+        """The place of ``key2`` among the neighbours of ``key1``, from 1."""
+        return len(self.closer_than(key1, key2)) + 1
+
+    def most_similar_to_given(self, key1: Key, keys_list: Sequence[Key]) -> Key:
+        """The one of ``keys_list`` that is closest to ``key1``."""
+        if len(keys_list) == 0:
+            raise SettingError("most_similar_to_given(): no keys are given to choose from")
+        return keys_list[int(np.argmin(self.distances(key1, keys_list)))]
+
+    def relative_cosine_similarity(self, wa: Key, wb: Key, topn: int = 10) -> float:
+        """``similarity(wa, wb)`` divided by the sum of those of the ``topn`` neighbours of ``wa``.
+
+        Above 0.10 with ``topn=10``, the two are closer than neighbours usually are.
+        Source: Leeuwenberg et al. 2016, "A Minimally Supervised Approach for Synonym Extraction".
+        """
+        total = float(self.nearest([wa], topn)[1].sum())
+        if total == 0:
+            raise SettingError(f"relative_cosine_similarity(): {wa!r} has no similar keys")
+        return self.similarity(wa, wb) / total
+
+
+def _as_list(items: Items) -> list[Any]:
+    if items is None:
+        return []
+    if isinstance(items, (str, int, np.integer)) or (isinstance(items, np.ndarray) and items.ndim == 1):
+        return [items]
+    return list(items)
+
+
+def lengths(matrix: NDArray[Any]) -> Float32s:
+    """(V,) float32 Euclidean lengths of the rows, added up in float64."""
+    result = np.empty(len(matrix), np.float32)
+    step = max(1, (1 << 20) // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        rows = matrix[start : start + step].astype(np.float64)
+        result[start : start + step] = np.sqrt(np.einsum("vd,vd->v", rows, rows))
+    return result
+
+
+def inverse(norms: Float32s) -> Float32s:
+    """One over each, and 0 for zero."""
+    long = norms > SHORTEST
+    return np.divide(1, norms, out=np.where(np.isnan(norms), norms, np.float32(0)), where=long)
+
+
+def unit(vector: NDArray[Any]) -> Float32s:
+    """A vector brought to length one, float32; one of zeros stays."""
+    length = float(np.sqrt(np.dot(vector, vector)))
+    return (vector / length if length > SHORTEST else vector).astype(np.float32)

@@ -1,0 +1,68 @@
+"""Every setting of training, once: its type, default, limits and help.
+
+A setting is a field of a frozen dataclass, made by :func:`setting`. The Python keyword, the
+command-line option, the check and the stored settings of a run all come from it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from firth.errors import SettingError
+
+
+def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with limits: a number from ``low`` to ``high``; ``None`` passes every check."""
+    limits = {name: limit for name, limit in (("min", low), ("max", high)) if limit is not None}
+    return field(default=default, metadata={"help": help, **limits})
+
+
+def check(settings: Any, where: str) -> None:
+    """Hold each field of a dataclass against its limits.
+
+    Args:
+        settings: a dataclass whose fields were made by :func:`setting`.
+        where: the function that the user called, for the message.
+
+    Raises:
+        SettingError: a value that is no finite number or lies outside the limits.
+    """
+    for item in fields(settings):
+        low, high = item.metadata.get("min"), item.metadata.get("max")
+        value = getattr(settings, item.name)
+        if (low is None and high is None) or value is None:
+            continue
+        whole = item.type in ("int", "int | None")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            kind = "a whole number" if whole else "a number"
+            raise SettingError(f"{where}: {item.name} must be {kind}, got {value!r}")
+        if not (low is None or value >= low) or not (high is None or value <= high):
+            bounds = [f"at least {low:g}"] if low is not None else []
+            bounds += [f"at most {high:g}"] if high is not None else []
+            raise SettingError(f"{where}: {item.name} must be {' and '.join(bounds)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of :func:`firth.train` that belong to the run and not to the objective."""
+
+    dim: int = setting(100, "Numbers in a vector.", low=1, high=65_536)
+    epochs: int = setting(5, "Passes over the text.", low=1, high=1_000_000)
+    lr: float | None = setting(
+        None, "Learning rate at the start; it falls in a straight line.", low=1e-9, high=10.0
+    )
+    threads: int | None = setting(None, "Threads; all cores of this process by default.", low=1, high=4096)
+    seed: int = setting(1, "Same seed and one thread: same vectors, bit for bit.", low=0, high=2**63 - 1)
+    device: str = setting("auto", "Where to train: auto or cpu.")
+
+    def __post_init__(self) -> None:
+        check(self, "train()")
+
+
+def available_threads() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

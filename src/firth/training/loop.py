@@ -1,0 +1,301 @@
+"""``train()``: the loop over runs of blocks, and nothing that belongs into a kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firth import kernels
+from firth.corpus import Corpus
+from firth.errors import Diverged, Interrupted, SettingError, SourceError
+from firth.progress import SILENT, Reporter
+from firth.training.callbacks import Callback, Moment
+from firth.training.checkpoint import RunFolder, State
+from firth.training.config import TrainConfig, available_threads
+from firth.training.objectives import SkipGram
+from firth.training.sampling import Sampler, initial_inputs, zeros
+from firth.vectors import Vectors
+
+RUN_BLOCKS = 32
+"""Blocks a thread in one run: about a second of work between two looks at the clock."""
+
+
+def train(
+    corpus: Corpus,
+    objective: SkipGram | None = None,
+    *,
+    dim: int = 100,
+    epochs: int = 5,
+    lr: float | None = None,
+    threads: int | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    keep_context: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: Reporter = SILENT,
+) -> Vectors:
+    """Learn a vector for each token of ``corpus.vocab`` from the company it keeps.
+
+    Args:
+        corpus: the encoded text.
+        objective: what is learned; ``SkipGram()`` by default.
+        dim: numbers in a vector.
+        epochs: passes over the text.
+        lr: learning rate at the start, the objective's by default; it falls in a straight line.
+        threads: all cores of this process by default. One thread twice gives bit-equal vectors;
+            several update the same tables without locks, so that only the draws are the same.
+        seed: of every draw.
+        device: ``"auto"``, ``"cpu"``, or ``"reference"`` (the float64 definition, very slow).
+        run: a folder for checkpoints, written by time (at most 2 % of it), at Ctrl-C and at the
+            end; made if need be. Without it nothing is kept of a run that stops.
+        resume: go on from the last checkpoint in ``run``, or start afresh if there is none. With
+            one thread the result is bit-equal to that of a run that never stopped.
+        keep_context: also return the output table, as ``vectors.context``.
+        callbacks: see :class:`firth.training.Callback`.
+        progress: told share done, words/s, learning rate, loss and time left.
+
+    Returns:
+        Vectors, float32 (V, dim), with counts and with the settings and losses as metadata.
+
+    Raises:
+        SettingError: a setting outside its limits, or ``resume`` without ``run``.
+        SourceError: a corpus with nothing to learn from.
+        RunError: the run folder is in use or was made by other settings.
+        Diverged: a table left the finite numbers; the last good checkpoint is kept.
+        Interrupted: Ctrl-C; the state is saved where ``run`` was given.
+    """
+    config = TrainConfig(dim=dim, epochs=epochs, lr=lr, threads=threads, seed=seed, device=device)
+    objective = SkipGram() if objective is None else objective
+    if resume and run is None:
+        raise SettingError("train(): resume=True needs run=, the folder to resume from")
+    if len(corpus) < 2 or len(corpus.vocab) < 2:
+        raise SourceError(
+            f"train(): nothing to learn from {len(corpus):,} tokens of {len(corpus.vocab):,} types; "
+            "at least 2 of each are needed (lower min_count?)"
+        )
+    trainer = _Trainer(corpus, objective, config, kernels.pick(device))
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if run is not None:
+            folder = stack.enter_context(RunFolder(run, trainer.settings(), resume))
+            folder.load(trainer.state)
+        stop = stack.enter_context(_interrupts())
+        moment = _loop(trainer, folder, stop, callbacks, progress)
+    vectors = trainer.vectors(keep_context, moment)
+    for callback in callbacks:
+        callback.on_end(moment, vectors)
+    return vectors
+
+
+def _loop(
+    trainer: _Trainer,
+    folder: RunFolder | None,
+    stop: threading.Event,
+    callbacks: Sequence[Callback],
+    progress: Reporter,
+) -> Moment:
+    """Run after run until all tokens are done; what must happen between runs happens here."""
+    state = trainer.state
+    progress.start("train", trainer.total, "words")
+    moment = trainer.moment()
+    for callback in callbacks:
+        callback.on_begin(moment)
+    while state.place < trainer.total:
+        finished_epoch = trainer.run(stop)
+        moment = trainer.moment()
+        progress.update(state.place, str(moment))
+        for callback in callbacks:
+            callback.on_progress(moment)
+        if finished_epoch:
+            for callback in callbacks:
+                callback.on_epoch_end(moment, trainer.vectors)
+        done = state.place == trainer.total
+        if folder is not None and (done or stop.is_set() or folder.due()):
+            trainer.check_tables()
+            path = folder.save(state)
+            for callback in callbacks:
+                callback.on_checkpoint(moment, path)
+        if stop.is_set() and not done:
+            raise Interrupted(state.place, trainer.total, None if folder is None else folder.path)
+    trainer.check_tables()
+    progress.finish(str(moment))
+    return moment
+
+
+class _Trainer:
+    """The state of a run and what one run of blocks does to it."""
+
+    def __init__(self, corpus: Corpus, objective: SkipGram, config: TrainConfig, kernels: ModuleType) -> None:
+        self.corpus = corpus
+        self.config = config
+        self.total = len(corpus) * config.epochs
+        self._kernels = kernels
+        self._threads = config.threads or available_threads()
+        self._lr = objective.lr if config.lr is None else config.lr
+        self.asked = objective
+        self.objective = objective.fitted(corpus.vocab.counts, self._lr)
+        self._lr_last = self._lr * 1e-4 if objective.lr_last is None else min(objective.lr_last, self._lr)
+        self._sampler = Sampler(corpus.vocab.counts, self.objective, config.seed, kernels)
+        rows = len(corpus.vocab)
+        self.state = State(
+            inputs=initial_inputs(rows, config.dim, objective.init, config.seed),
+            outputs=zeros(rows, config.dim),
+        )
+        self._began = time.monotonic()
+        self._began_place: int | None = None
+        self._stretch_loss = float("nan")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result; a run can only be resumed by the same. Threads may differ."""
+        config = dataclasses.asdict(self.config)
+        del config["threads"], config["device"]
+        return {
+            **config,
+            "lr": self._lr,
+            "objective": self.asked.to_dict(),
+            "corpus": self.corpus.fingerprint,
+        }
+
+    def run(self, stop: threading.Event) -> bool:
+        """Train the next run of blocks; whether it ended an epoch.
+
+        Raises:
+            Diverged: a score was not finite.
+        """
+        state, corpus = self.state, self.corpus
+        if self._began_place is None:
+            self._began, self._began_place = time.monotonic(), state.place
+        epoch, pos = divmod(state.place, len(corpus))
+        first = int(np.searchsorted(corpus.block_starts, pos))
+        borders = corpus.block_starts[first : first + RUN_BLOCKS * self._threads + 1]
+        slope = (self._lr - self._lr_last) / self.total
+        step = self.objective.step(self._lr - slope * epoch * len(corpus), slope, self._lr_last)
+        stats, n_done = self._kernels.run(
+            self.objective.kernel,
+            state.inputs,
+            state.outputs,
+            corpus.ids,
+            corpus.sentence_starts,
+            borders,
+            step,
+            self._sampler.epoch(epoch),
+            self._threads,
+            stop.is_set,
+        )
+        loss, pairs, scores = stats.tolist()
+        state.place += int(borders[n_done] - borders[0])
+        if not np.isfinite(loss + scores):
+            self.check_tables()
+            raise Diverged(self._diverged("a score is not finite"))
+        state.epoch_loss += loss
+        state.epoch_pairs += pairs
+        self._stretch_loss = loss / pairs if pairs else float("nan")
+        if state.place % len(corpus):
+            return False
+        state.losses.append(state.epoch_loss / state.epoch_pairs if state.epoch_pairs else 0.0)
+        state.epoch_loss = state.epoch_pairs = 0.0
+        return True
+
+    def check_tables(self) -> None:
+        """Refuse tables that hold NaN or infinity.
+
+        Raises:
+            Diverged: names the first such row, the learning rate and the place.
+        """
+        for name in ("inputs", "outputs"):
+            table = getattr(self.state, name)
+            if not np.isfinite(table.sum()):
+                bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
+                if len(bad):
+                    word = self.corpus.vocab.tokens[int(bad[0])]
+                    raise Diverged(self._diverged(f"row {bad[0]} ({word!r}) of the {name} is not finite"))
+
+    def _diverged(self, what: str) -> str:
+        moment = self.moment()
+        return (
+            f"train(): diverged at {100 * moment.share:.1f} % (epoch {moment.epoch + 1}, learning rate "
+            f"{moment.lr:.4g}): {what}; try a smaller lr than {self._lr:g}"
+        )
+
+    def moment(self) -> Moment:
+        """Where the run stands now."""
+        state = self.state
+        seconds = time.monotonic() - self._began
+        trained = state.place - (state.place if self._began_place is None else self._began_place)
+        per_second = trained / seconds if trained and seconds > 0 else 0.0
+        return Moment(
+            place=state.place,
+            total=self.total,
+            epoch=min(state.place // len(self.corpus), self.config.epochs - 1),
+            words_per_second=per_second,
+            lr=max(self._lr_last, self._lr - (self._lr - self._lr_last) * state.place / self.total),
+            loss=self._stretch_loss,
+            epoch_losses=tuple(state.losses),
+            seconds=seconds,
+        )
+
+    def vectors(self, keep_context: bool = False, moment: Moment | None = None) -> Vectors:
+        """The vectors as they are now, copied."""
+        from firth import __version__
+
+        moment = self.moment() if moment is None else moment
+        vocab, dim = self.corpus.vocab, self.config.dim
+        metadata = {
+            "firth": __version__,
+            "objective": self.objective.to_dict(),
+            **dataclasses.asdict(self.config),
+            "lr": self._lr,
+            "threads": self._threads,
+            "tokens": len(self.corpus),
+            "raw_tokens": self.corpus.raw_tokens,
+            "loss": list(self.state.losses),
+            "words_per_second": round(moment.words_per_second),
+        }
+        return Vectors(
+            vocab.tokens,
+            self._rows(self.state.inputs, dim),
+            counts=vocab.counts,
+            context=self._rows(self.state.outputs, dim) if keep_context else None,
+            metadata=metadata,
+        )
+
+    @staticmethod
+    def _rows(table: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
+        return np.array(table[:, :dim], np.float32, order="C")
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts as usual.
+
+    Outside the main thread, where Python takes no signals, the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: Callable[[int, FrameType | None], Any] | int | None = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            signal.signal(signal.SIGINT, before)
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

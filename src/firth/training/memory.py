@@ -1,0 +1,165 @@
+"""How much memory a training run takes, and whether this machine has it: known before the run starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from firth.errors import SettingError
+from firth.training.sampling import ROW_FLOATS
+
+TOKEN_BYTES = 150
+"""A token in Python: its string, a list slot and a dictionary entry (measured at 8 letters a word)."""
+
+ROW_BYTES = 32
+"""Beside the tables, a token takes a count, a keep threshold and its share of the noise distribution."""
+
+BASE_BYTES = 256 << 20
+"""The interpreter with numpy and compiled kernels."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Peak of anonymous memory of a training run, in bytes. The text is memory-mapped and not in it."""
+
+    tables: int
+    """Both tables, rows padded: 2 * V * padded dim * 4."""
+    result: int
+    """The vectors handed back, rows not padded: V * dim * 4, twice with the context table kept."""
+    vocab: int
+    """Tokens, counts and what is drawn from them."""
+    base: int = BASE_BYTES
+
+    @property
+    def total(self) -> int:
+        return self.tables + self.result + self.vocab + self.base
+
+
+def estimate(vocab_size: int, dim: int, *, keep_context: bool = False) -> Estimate:
+    """The memory to train ``vocab_size`` vectors of ``dim`` numbers."""
+    padded = -(-dim // ROW_FLOATS) * ROW_FLOATS
+    return Estimate(
+        tables=2 * vocab_size * padded * 4,
+        result=(2 if keep_context else 1) * vocab_size * dim * 4,
+        vocab=vocab_size * (TOKEN_BYTES + ROW_BYTES),
+    )
+
+
+def check_fits(
+    vocab_size: int, dim: int, *, keep_context: bool = False, available: int | None = None
+) -> Estimate:
+    """The estimate, if it fits into ``available`` bytes (by default what the system has now).
+
+    Where the system does not tell, everything fits.
+
+    Raises:
+        SettingError: it does not fit; the sentence names the largest dim and the largest
+            vocabulary that would.
+    """
+    needed = estimate(vocab_size, dim, keep_context=keep_context)
+    limit = available_memory() if available is None else available
+    if limit is None or needed.total <= limit:
+        return needed
+    ways = []
+    if fitting_dim := largest_dim(vocab_size, limit, keep_context=keep_context):
+        ways.append(f"a dim of {fitting_dim} (--dim {fitting_dim})")
+    if fitting_size := largest_vocab(dim, limit, keep_context=keep_context):
+        ways.append(f"a vocabulary of {fitting_size:,} (--max-vocab {fitting_size})")
+    way_out = f"; {' or '.join(ways)} would fit" if ways else "; nothing smaller would fit either"
+    raise SettingError(
+        f"train(): {vocab_size:,} tokens at dim {dim} need about {gigabytes(needed.total)} of memory, "
+        f"{gigabytes(limit)} are available{way_out}"
+    )
+
+
+def largest_dim(vocab_size: int, limit: int, *, keep_context: bool = False) -> int:
+    """The largest dim for which ``vocab_size`` tokens fit into ``limit`` bytes; 0 if none does."""
+    return _largest(lambda dim: estimate(vocab_size, dim, keep_context=keep_context).total <= limit)
+
+
+def largest_vocab(dim: int, limit: int, *, keep_context: bool = False) -> int:
+    """The most tokens that fit into ``limit`` bytes at ``dim``; 0 if not even one does."""
+    return _largest(lambda size: estimate(size, dim, keep_context=keep_context).total <= limit)
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest n >= 1 for which ``fits(n)``, by doubling and halving; 0 where ``fits(1)`` is false."""
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this process may still take: the least of the system's and its control groups' word.
+
+    ``None`` where nothing is known. Linux: ``MemAvailable`` and the limits of control groups,
+    versions 1 and 2, from the process's own group up to the root; elsewhere the physical memory.
+    """
+    words = [_mem_available(proc), *(_group_leaves(folder) for folder in _groups(proc, cgroups))]
+    known = [word for word in words if word is not None]
+    return min(known) if known else _physical()
+
+
+def gigabytes(size: int) -> str:
+    """``size`` bytes for a reader: ``"1.5 GB"``, ``"250 MB"``."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
+def _mem_available(proc: Path) -> int | None:
+    kilobytes = _fields(proc / "meminfo").get("MemAvailable:")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _groups(proc: Path, cgroups: Path) -> Iterator[Path]:
+    """The folders of the control groups that this process is in and that may limit its memory."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # Version 2 has one tree and no name of a controller; version 1 has a tree for each.
+        root = cgroups / "memory" if controllers else cgroups
+        inner = root / place.lstrip("/")
+        yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(root))
+
+
+def _group_leaves(folder: Path) -> int | None:
+    """What a control group's limit leaves; pages of files do not count, they can be dropped."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            ceiling = (folder / limit).read_text().strip()
+            taken = (folder / used).read_text().strip()
+        except OSError:
+            continue
+        if ceiling.isdigit() and taken.isdigit():  # "max" is no limit
+            stat = _fields(folder / "memory.stat")
+            files = stat.get("inactive_file", 0) + stat.get("active_file", 0)
+            return max(0, int(ceiling) - max(0, int(taken) - files))
+    return None
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """``name number ...`` lines of a system file; empty where it cannot be read."""
+    try:
+        rows = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def _physical() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system has these names, or sysconf at all
+        return None

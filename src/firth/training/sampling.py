@@ -1,0 +1,109 @@
+"""From counts to the arrays that the kernels draw with, and the tables they start from."""
+
+from __future__ import annotations
+
+import mmap
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firth.kernels.reference import Draws, stream_keys
+
+if TYPE_CHECKING:
+    from firth.training.objectives import SkipGram
+
+ROW_FLOATS = 16
+"""Rows are padded with zeros to a multiple of this, 64 bytes: one cache line, one vector register."""
+
+_INIT = 0x1E17  # the kind of draw that fills the first table; no epoch has so high a number
+
+
+def keep_thresholds(counts: npt.NDArray[np.int64], sample: float) -> npt.NDArray[np.uint32]:
+    """Subsampling: a token is kept if its 32 random bits are at most its threshold.
+
+    The probability is min(1, sqrt(s/f) + s/f) with f the word's share of all counts, as in
+    word2vec.c, gensim and fastText; ``sample=0`` keeps all.
+
+    Args:
+        counts: (V,) int64; 0 is taken as 1. sample: the share s from which words are thinned out.
+
+    Returns:
+        uint32 (V,).
+    """
+    counts = np.maximum(counts, 1)
+    if sample <= 0:
+        return np.full(len(counts), 0xFFFFFFFF, np.uint32)
+    ratio = sample / (counts / counts.sum())
+    keep = np.minimum(np.sqrt(ratio) + ratio, 1.0)
+    thresholds: npt.NDArray[np.uint32] = np.maximum(np.ceil(keep * 2.0**32) - 1, 0).astype(np.uint32)
+    return thresholds
+
+
+def noise_weights(counts: npt.NDArray[np.int64], exponent: float) -> npt.NDArray[np.float64]:
+    """The noise distribution, not normalised: count ** exponent, float64 (V,)."""
+    return counts.astype(np.float64) ** exponent
+
+
+class Sampler:
+    """The draws of each epoch; thresholds are computed once.
+
+    Args:
+        counts: (V,) int64; a count of 0 is taken as 1.
+        objective: gives sample, exponent and the number of draws.
+        seed: of the run.
+        kernels: the module that computes the alias table.
+    """
+
+    def __init__(
+        self, counts: npt.NDArray[np.int64], objective: SkipGram, seed: int, kernels: ModuleType
+    ) -> None:
+        counts = np.maximum(counts, 1)
+        self._n_keys = objective.n_keys
+        self._seed = seed
+        self._keep = keep_thresholds(counts, objective.sample)
+        self._threshold, self._alias = kernels.alias_table(noise_weights(counts, objective.ns_exponent))
+
+    def epoch(self, epoch: int) -> Draws:
+        """Keys and thresholds for one epoch."""
+        return Draws(stream_keys(self._seed, epoch, self._n_keys), self._keep, self._threshold, self._alias)
+
+
+def zeros(rows: int, dim: int) -> npt.NDArray[np.float32]:
+    """A zero table float32 (rows, padded dim), aligned to pages, on huge pages where there are any.
+
+    A row is read at random, so each read of a small page would miss the TLB as well.
+    """
+    width = -(-dim // ROW_FLOATS) * ROW_FLOATS
+    n_bytes = rows * width * 4
+    memory = mmap.mmap(-1, max(n_bytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.float32, count=rows * width).reshape(rows, width)
+
+
+def initial_inputs(rows: int, dim: int, spread: float, seed: int) -> npt.NDArray[np.float32]:
+    """The input table at the start: uniform in +-spread/dim, each number drawn by its place.
+
+    Returns:
+        float32 (rows, padded dim), padding zero.
+    """
+    table = zeros(rows, dim)
+    key = stream_keys(seed, _INIT, 1)[0]
+    chunk = max(1, (1 << 20) // dim)
+    for first in range(0, rows, chunk):
+        end = min(first + chunk, rows)
+        bits = _draw(key, np.arange(first * dim, end * dim, dtype=np.uint64))
+        unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24) - np.float32(0.5)
+        table[first:end, :dim] = (unit * np.float32(2 * spread / dim)).reshape(-1, dim)
+    return table
+
+
+def _draw(key: Any, pos: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """``reference.draw`` for many places."""
+    z = pos * np.uint64(0x9E3779B97F4A7C15) + key
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    drawn: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return drawn

@@ -1,0 +1,348 @@
+"""``Vectors``: a key and a vector a row. Immutable; memory-mapped when loaded; asked by gensim's names."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firth import formats
+from firth.errors import SettingError, ShapeError
+from firth.formats import Options, Table
+from firth.keys import Keys
+from firth.queries import Float32s, Queries, inverse, lengths
+
+PATH = str | os.PathLike[str]
+BLOCK = 1 << 22  # numbers handled at once where a copy in float64 is needed
+
+
+class Vectors(Queries):
+    """Keys and a matrix of one row each.
+
+    Args:
+        keys: (V,) distinct, non-empty strings, most frequent first by custom.
+        matrix: (V, D); float32 in C order is taken over without a copy, so do not change it later.
+        counts: (V,) how often each key occurred, or ``None``.
+        context: (V, D) the second table of the training (the context vectors), or ``None``.
+        metadata: what there is to say about the vectors, as JSON has it: settings, scores, loss.
+
+    Raises:
+        ShapeError: the shapes do not fit, or the matrix is empty or not of numbers.
+        SettingError: a key is empty or occurs twice, or the metadata are no JSON.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        matrix: NDArray[Any],
+        *,
+        counts: Sequence[int] | NDArray[Any] | None = None,
+        context: NDArray[Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._keys = keys if isinstance(keys, Keys) else Keys(keys)
+        self._matrix = _frozen(matrix, "matrix")
+        self._inverse: Float32s | None = None
+        self._context_matrix = None if context is None else _frozen(context, "context")
+        self._context: Vectors | None = None
+        self._source: Path | None = None
+        self._counts = None if counts is None else _counts(counts, len(self._keys))
+        self._metadata = _jsonable(metadata or {})
+        if len(self._keys) != len(self._matrix):
+            raise ShapeError(f"Vectors(): {len(self._keys):,} keys and {len(self._matrix):,} rows do not fit")
+        if self._matrix.size == 0:
+            raise ShapeError(
+                f"Vectors(): the matrix has the shape {self._matrix.shape}; one row and number is the least"
+            )
+        if self._context_matrix is not None and self._context_matrix.shape != self._matrix.shape:
+            raise ShapeError(
+                f"Vectors(): context has the shape {self._context_matrix.shape}, "
+                f"the matrix {self._matrix.shape}"
+            )
+
+    # -- files
+
+    @classmethod
+    def load(
+        cls,
+        path: PATH,
+        *,
+        format: str | None = None,
+        header: bool | None = None,
+        limit: int | None = None,
+        errors: str = "strict",
+    ) -> Vectors:
+        """Read a file of vectors; safetensors is mapped, so that opening costs next to nothing.
+
+        Args:
+            path: safetensors as ``save`` writes it, word2vec text (also fastText's ``.vec``),
+                word2vec binary or GloVe text; the last three also compressed by gzip, bzip2, xz or
+                Zstandard. The content decides, not the name.
+            format: ``"safetensors"``, ``"word2vec"``, ``"word2vec-binary"`` or ``"glove"``, to choose it.
+            header: for text that reads both ways, whether the first line is ``rows dim``.
+            limit: read the first rows only.
+            errors: what to do with keys that are no UTF-8: ``"strict"`` refuses; ``"replace"``,
+                ``"ignore"`` and ``"surrogateescape"`` mean what they mean to ``bytes.decode``.
+
+        Raises:
+            FormatError: the file is cut, lies or is none of these; the sentence says where.
+            StorageError: it cannot be opened.
+        """
+        place = Path(path)
+        table = formats.read(place, format, Options(header, limit, errors))
+        vectors = cls(
+            table.keys, table.matrix, counts=table.counts, context=table.context, metadata=table.metadata
+        )
+        vectors._source = place
+        return vectors
+
+    def save(self, path: PATH, format: str | None = None) -> None:
+        """Write a file, whole or not at all.
+
+        Only safetensors holds counts, context and metadata; the others hold keys and numbers.
+
+        Args:
+            path: the ending chooses: ``.txt`` and ``.vec`` word2vec text, ``.bin`` word2vec binary,
+                ``.glove`` GloVe text, anything else safetensors.
+            format: the name of a format, to choose it here.
+
+        Raises:
+            FormatError: a key cannot be written in the format.
+            StorageError: the file cannot be written; what stood there is untouched.
+        """
+        table = Table(self._keys, self._matrix, self._counts, self._context_matrix, self._metadata)
+        formats.write(Path(path), table, format)
+
+    @classmethod
+    def load_word2vec_format(
+        cls,
+        fname: PATH,
+        binary: bool = False,
+        unicode_errors: str = "strict",
+        limit: int | None = None,
+        no_header: bool = False,
+    ) -> Vectors:
+        """gensim's name for ``load`` with ``format="word2vec"``, ``"word2vec-binary"`` or ``"glove"``."""
+        if binary and no_header:
+            raise SettingError("load_word2vec_format(): the binary form always has a header; drop no_header")
+        name = "word2vec-binary" if binary else "glove" if no_header else "word2vec"
+        return cls.load(fname, format=name, limit=limit, errors=unicode_errors)
+
+    def save_word2vec_format(self, fname: PATH, binary: bool = False, write_header: bool = True) -> None:
+        """gensim's name for ``save`` with ``format="word2vec"``, ``"word2vec-binary"`` or ``"glove"``."""
+        if binary and not write_header:
+            raise SettingError(
+                "save_word2vec_format(): the binary form always has a header; drop write_header=False"
+            )
+        self.save(fname, "word2vec-binary" if binary else "word2vec" if write_header else "glove")
+
+    # -- what is in them
+
+    @property
+    def vectors(self) -> Float32s:
+        """The matrix, (V, D) float32, read-only."""
+        return self._matrix
+
+    @property
+    def vector_size(self) -> int:
+        """D, how many numbers a vector has."""
+        return int(self._matrix.shape[1])
+
+    @property
+    def index_to_key(self) -> Keys:
+        """The keys in the order of the rows: a read-only sequence of ``str``; a slice is a list."""
+        return self._keys
+
+    @property
+    def key_to_index(self) -> Mapping[str, int]:
+        """A read-only mapping of key to row."""
+        return self._keys.mapping()
+
+    @property
+    def counts(self) -> NDArray[np.int64] | None:
+        """(V,) int64, read-only: how often each key occurred; ``None`` where nobody said."""
+        return self._counts
+
+    @property
+    def context(self) -> Vectors | None:
+        """The second table under the same keys, if it was kept."""
+        if self._context is None and self._context_matrix is not None:
+            self._context = Vectors(self._keys, self._context_matrix, counts=self._counts)
+            self._context._source = self._source
+        return self._context
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is known about the vectors (settings of the run, scores, loss); a copy."""
+        return copy.deepcopy(self._metadata)
+
+    @property
+    def source(self) -> Path | None:
+        """The file they were loaded from."""
+        return self._source
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    # -- new ones from old
+
+    def with_vectors(self, changes: Mapping[str, NDArray[Any] | Sequence[float]]) -> Vectors:
+        """New ``Vectors`` with some rows replaced and keys that are new put at the end.
+
+        New keys have the count 0. The context table is kept while no key is new.
+
+        Raises:
+            ShapeError: a vector of another length, or with NaN or infinity in it.
+        """
+        new = [key for key in changes if key not in self._keys]
+        matrix = np.empty((len(self) + len(new), self.vector_size), np.float32)
+        matrix[: len(self)] = self._matrix
+        keys = Keys([*self._keys, *new]) if new else self._keys
+        for key, vector in changes.items():
+            matrix[keys.row(key)] = self._vector(np.asarray(vector))
+        counts = self._counts
+        if counts is not None:
+            counts = np.concatenate((counts, np.zeros(len(new), np.int64)))
+        context = None if new else self._context_matrix
+        return self._derived(
+            keys, matrix, counts, context, f"with_vectors: {len(changes)} rows, {len(new)} new"
+        )
+
+    def normalized(self) -> Vectors:
+        """New ``Vectors`` of length one (rows of zeros stay); without the context table."""
+        matrix = self._matrix * inverse(lengths(self._matrix))[:, None]
+        return self._derived(self._keys, matrix, self._counts, None, "normalized")
+
+    def subset(self, keys: Sequence[str]) -> Vectors:
+        """New ``Vectors`` of these keys in this order, with their counts and context.
+
+        Raises:
+            KeyNotFound: one is not there.
+        """
+        rows = self._rows(keys)
+        context = None if self._context_matrix is None else self._context_matrix[rows]
+        counts = None if self._counts is None else self._counts[rows]
+        return self._derived(
+            self._keys.take(rows),
+            self._matrix[rows],
+            counts,
+            context,
+            f"subset: {len(rows)} of {len(self)} keys",
+        )
+
+    def reduce(self, dim: int) -> Vectors:
+        """New ``Vectors`` of ``dim`` numbers: the first principal components of the centred rows.
+
+        Computed in float64; of each component the largest entry is made positive, so that the
+        result does not depend on the solver. Without the context table.
+
+        Raises:
+            SettingError: ``dim`` is not between 1 and ``vector_size``.
+        """
+        if not 1 <= dim <= self.vector_size:
+            raise SettingError(f"reduce(): dim is {dim}; 1 to {self.vector_size} is possible")
+        mean = self._matrix.mean(axis=0, dtype=np.float64)
+        step = max(1, BLOCK // self.vector_size)
+        starts = range(0, len(self), step)
+        scatter = np.zeros((self.vector_size, self.vector_size))
+        for start in starts:
+            part = self._matrix[start : start + step] - mean
+            scatter += part.T @ part
+        variances, components = np.linalg.eigh(scatter)  # rising
+        components = components[:, ::-1][:, :dim]
+        largest = components[np.abs(components).argmax(axis=0), np.arange(dim)]
+        components = components * np.where(largest < 0, -1.0, 1.0)
+        matrix = np.empty((len(self), dim), np.float32)
+        for start in starts:
+            matrix[start : start + step] = (self._matrix[start : start + step] - mean) @ components
+        kept = float(variances[::-1][:dim].sum() / max(variances.sum(), np.finfo(float).tiny))
+        note = f"reduce: {self.vector_size} to {dim} numbers, {100 * kept:.1f} % of the variance"
+        return self._derived(self._keys, matrix, self._counts, None, note)
+
+    def _derived(
+        self,
+        keys: Keys,
+        matrix: Float32s,
+        counts: NDArray[np.int64] | None,
+        context: Float32s | None,
+        change: str,
+    ) -> Vectors:
+        metadata = self.metadata
+        metadata["changes"] = [*metadata.get("changes", []), change]
+        return Vectors(keys, matrix, counts=counts, context=context, metadata=metadata)
+
+    # -- for people
+
+    def _where(self) -> str:
+        return f"vectors of {len(self):,} keys" + (f" ({self._source.name})" if self._source else "")
+
+    def __repr__(self) -> str:
+        words = " ".join(repr(key) for key in self._keys[:4]) + (" ..." if len(self) > 4 else "")
+        extras = [
+            name
+            for name, value in (("counts", self._counts), ("context", self._context_matrix))
+            if value is not None
+        ]
+        parts = [
+            f"{len(self):,} keys x {self.vector_size}",
+            words,
+            *([f"with {' and '.join(extras)}"] if extras else []),
+        ]
+        if self._source:
+            parts.append(self._source.name)
+        return f"Vectors({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "keys": f"{len(self):,}",
+            "dimensions": str(self.vector_size),
+            "first keys": " ".join(self._keys[:8]),
+            "counts": "yes" if self._counts is not None else "no",
+            "context": "yes" if self._context_matrix is not None else "no",
+            "file": self._source.name if self._source else "none",
+            **{name: str(value)[:80] for name, value in list(self._metadata.items())[:8]},
+        }
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in facts.items()
+        )
+        return f"<table><caption>Vectors</caption>{rows}</table>"
+
+
+def _frozen(array: NDArray[Any], name: str) -> Float32s:
+    """A read-only (V, D) float32 view of ``array``, copied only if it is something else."""
+    values = np.asarray(array)
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise ShapeError(
+            f"Vectors(): {name} is {values.dtype} of shape {values.shape}; (V, D) numbers are expected"
+        )
+    view = np.ascontiguousarray(values, np.float32).view()
+    view.flags.writeable = False
+    return view
+
+
+def _counts(counts: Sequence[int] | NDArray[Any], rows: int) -> NDArray[np.int64]:
+    values = np.array(counts)
+    if values.shape != (rows,) or values.dtype.kind not in "iu":
+        raise ShapeError(
+            f"Vectors(): counts are {values.dtype} of shape {values.shape}; ({rows},) int64 is expected"
+        )
+    values = values.astype(np.int64)
+    values.flags.writeable = False
+    return values
+
+
+def _jsonable(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        result = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SettingError(f"Vectors(): the metadata are no JSON: {error}") from error
+    assert isinstance(result, dict)
+    return result
