@@ -167,10 +167,10 @@ class TestDoors:
         assert done.code == 0 and "train" in done.out and "similar" in done.out
 
     def test_a_reader_that_goes_away_is_no_error(self, table: Path) -> None:
-        command = f"'{sys.executable}' -m firth info --help | true; echo ${{PIPESTATUS[0]}}"
+        words = shlex.join([sys.executable, "-m", "firth", "info", str(table)])
         environment = {**os.environ, "PYTHONPATH": str(Path(firth.__file__).parents[1])}
         done = subprocess.run(
-            ["bash", "-c", command], env=environment, capture_output=True, text=True, check=True
+            ["sh", "-c", f"{words} | true"], env=environment, capture_output=True, text=True, check=True
         )
         assert not done.stderr
 
@@ -387,8 +387,14 @@ class TestTrain:
         assert sum("pairs.tsv" in line for line in done.err.splitlines()) == 3
         assert "scores" in firth.Vectors.load(output).metadata
 
-    def test_pairs_are_checked_before_training(self, call: Call, text: Path, tmp_path: Path) -> None:
-        assert "no such file" in call.refused(1, "train", text, "-o", tmp_path / "o", "--pairs", "nofile")
+    def test_pairs_are_checked_before_training(
+        self, call: Call, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr("firth.training.loop._Trainer")
+        arguments = ("train", text, "-o", tmp_path / "out", *FAST, "--pairs", tmp_path / "pairs")
+        assert "no such file" in call.refused(1, *arguments)
+        (tmp_path / "pairs").write_text("nobody knows 7\n")
+        assert "none of its 1 pairs" in call.refused(1, *arguments)
 
     def test_cache_folder(self, call: Call, text: Path, tmp_path: Path) -> None:
         cache = tmp_path / "kept"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,6 +181,37 @@ class Queries:
 
     # -- neighbours
 
+    @overload
+    def most_similar(
+        self,
+        positive: Items = ...,
+        negative: Items = ...,
+        topn: int = ...,
+        clip_start: int = ...,
+        clip_end: int | None = ...,
+        restrict_vocab: int | None = ...,
+    ) -> Neighbours: ...
+    @overload
+    def most_similar(
+        self,
+        positive: Items = ...,
+        negative: Items = ...,
+        *,
+        topn: None,
+        clip_start: int = ...,
+        clip_end: int | None = ...,
+        restrict_vocab: int | None = ...,
+    ) -> Float32s: ...
+    @overload
+    def most_similar(
+        self,
+        positive: Items = ...,
+        negative: Items = ...,
+        topn: int | None = ...,
+        clip_start: int = ...,
+        clip_end: int | None = ...,
+        restrict_vocab: int | None = ...,
+    ) -> Neighbours | Float32s: ...
     def most_similar(
         self,
         positive: Items = None,

@@ -82,8 +82,7 @@ def edit_distances(wanted: str, others: Sequence[str], limit: int) -> NDArray[np
                 np.minimum(best, np.where(swapped, above[j - 2] + np.int8(1), FAR), out=best)
             new[j] = best
         above, row, hit_above = row, new, hit
-        # A swap reaches over a row, at the cost of one.
-        alive = (row.min(axis=0) <= limit) | (above.min(axis=0) < limit)
+        alive = row.min(axis=0) <= limit
         if 2 * np.count_nonzero(alive) < alive.size:
             ids, lengths, chars = ids[alive], lengths[alive], chars[:, alive]
             above, row, hit_above = above[:, alive], row[:, alive], hit_above[:, alive]

@@ -93,6 +93,7 @@ class Vectors(Queries):
 
         Raises:
             FormatError: the file is cut, lies or is none of these; the sentence says where.
+            SourceError: its compressed data is damaged.
             StorageError: it cannot be opened.
         """
         place = Path(path)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from firth.cli.options import JSON
-from firth.cli.output import print_json, print_table
+from firth.cli.output import print_json, print_table, printable, width
 from firth.errors import SettingError
 
 
@@ -30,12 +30,14 @@ def info(
     if as_json:
         print_json(facts)
         return
+    single = [[name, _shown(value)] for name, value in facts.items() if not _nested(value)]
+    space = max(width(name) for name, _ in single) + 2
+    for name, value in single:
+        print(printable(name.ljust(space) + value))
     for name, value in facts.items():
-        if isinstance(value, dict):
-            print(name)
-            print_table(([key, _shown(one)] for key, one in value.items()), indent="  ")
-        else:
-            print_table([[f"{name:<12}{_shown(value)}"]])
+        if _nested(value):
+            print(printable(name))
+            print_table(_rows(value), indent="  ")
 
 
 def _vectors(path: Path) -> dict[str, Any]:
@@ -75,12 +77,31 @@ def _cache() -> dict[str, Any]:
     }
 
 
+def _nested(value: object) -> bool:
+    """Whether it is shown as a table of its own: a dict, or a list of dicts."""
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(one, dict) for one in value)
+    )
+
+
+def _rows(value: dict[str, Any] | list[Any]) -> list[list[str]]:
+    """The rows of such a table: key and value, or the values of each dict below their keys."""
+    if isinstance(value, dict):
+        return [[key, _shown(one)] for key, one in value.items()]
+    keys = list(dict.fromkeys(key for row in value for key in row))
+    return [keys, *([_shown(row.get(key)) for key in keys] for row in value)]
+
+
 def _shown(value: object) -> str:
-    """A value for a reader: numbers with commas, lists with spaces, yes and no."""
+    """A value for a reader: yes and no, numbers short and with commas, lists with spaces."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "-"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(_shown, value))
     return str(value)

@@ -247,4 +247,5 @@ def _print_summary(corpus: Corpus, vectors: Vectors, output: Path, as_json: bool
         print_json(facts)
         return
     print(f"{len(vectors):,} vectors of {vectors.vector_size} in {output}")
-    print(f"try: {shlex.join(['firth', 'similar', str(output), vectors.index_to_key[0]])}")
+    word = next((key for key in vectors.index_to_key[:1000] if len(key) > 4 and key.isalpha()), None)
+    print(f"try: {shlex.join(['firth', 'similar', str(output), word or vectors.index_to_key[0]])}")

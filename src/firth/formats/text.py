@@ -156,9 +156,7 @@ def _parse_fast(data: bytes, dim: int) -> tuple[list[bytes], NDArray[np.float32]
     values = np.empty((len(table), dim), np.float32)
     for column in range(dim):
         values[:, column] = _one_array(table.column(column + 1))
-    keys = table.column(0).to_pylist()
-    # Let the careful reader find the sentence for what should not be.
-    return (keys, values) if all(keys) and np.isfinite(values).all() else None
+    return table.column(0).to_pylist(), values
 
 
 def _one_array(column: pa.ChunkedArray) -> NDArray[np.float32]:

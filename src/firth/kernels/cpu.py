@@ -49,7 +49,7 @@ _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INT32 = ir.IntType(32)
 
 
-class _Vector(types.Type):  # type: ignore[misc]
+class _Vector(types.Type):
     """A Numba type for LLVM's ``<16 x float>``: lives in registers only."""
 
     def __init__(self) -> None:
@@ -178,15 +178,18 @@ def _turn_tile(
 
 @intrinsic
 def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Ask for the cache line at ``offset`` of the flat array, to be written soon."""
+    """Ask for the cache line at ``offset`` of the flat array, into the second-level cache.
+
+    The tiles of a group fill the first level; rows that come too early would push them out.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = _address(context, builder, signature.args[0], args[0], args[1])
         pointer = ir.IntType(8).as_pointer()
         function_type = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        write, keep, data = (ir.Constant(_INT32, value) for value in (1, 3, 1))
-        builder.call(function, [builder.bitcast(address, pointer), write, keep, data])
+        read, level_2, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))
+        builder.call(function, [builder.bitcast(address, pointer), read, level_2, data])
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
@@ -517,8 +520,8 @@ def skipgram_shared(
     outputs: Any,
     ids: Any,
     sentence_starts: Any,
-    start_pos: int,
-    stop_pos: int,
+    start_pos: Any,
+    stop_pos: Any,
     step: Step,
     draws: Draws,
     stats: Any,
@@ -550,17 +553,17 @@ def skipgram_shared(
     reach = np.empty(PIECE + 1, np.int32)
     negative_id = np.zeros((PIECE + 2 * share) // share * pool + pool, np.int32)
 
-    loss_sum = 0.0
-    score_sum = 0.0
+    loss_sum: Any = 0.0
+    score_sum: Any = 0.0
     n_pairs = 0
-    sentence = np.searchsorted(sentence_starts, start_pos, side="right") - 1
+    sentence: Any = np.searchsorted(sentence_starts, start_pos, side="right") - 1
     piece_pos = np.int64(start_pos)
     while piece_pos < stop_pos:
         while sentence_starts[sentence + 1] <= piece_pos:
             sentence += 1
         piece_end = min(piece_pos + PIECE, sentence_starts[sentence + 1], stop_pos)
         # The piece after subsampling, its windows and the negatives of its groups.
-        n_kept = 0
+        n_kept: Any = 0
         for pos in range(piece_pos, piece_end):
             # Written always, counted if kept: a branch here would be mispredicted often.
             token_id = ids[pos]
@@ -584,15 +587,16 @@ def skipgram_shared(
         n_drawn = 0
         for first in range(0, n_kept, share):
             last = min(first + share, n_kept)
-            for k in range(last, min(last + share, n_kept)):
-                _prefetch_row(outputs, kept_id[k], width)
             for k in range(min(last + window, n_kept), min(last + share + window, n_kept)):
                 _prefetch_row(inputs, kept_id[k], width)
-            for n in range(n_drawn + pool, n_drawn + 2 * pool):
-                _prefetch_row(outputs, negative_id[n], width)
-            # The context rows that the group's windows can reach.
-            low = max(first - window, 0)
-            span = min(last + window, n_kept) - low
+            # The context rows that the group's windows reach.
+            low = first
+            above = last
+            for i in range(first, last):
+                low = min(low, i - reach[i])
+                above = max(above, i + reach[i] + 1)
+            low = max(low, 0)
+            span = min(above, n_kept) - low
             n_targets = pool + last - first
             for c in range(span):
                 _copy_row(context, c, inputs, kept_id[low + c], width)
@@ -623,13 +627,19 @@ def skipgram_shared(
                 for c in range(lo - low, hi - low):
                     weights[c * lanes + pool + i - first] = np.float32(-1.0)
                 weights[(i - low) * lanes + pool + i - first] = np.float32(0.0)
+                same: Any = 0  # counted first: a branch for each would cost more than the rare repair
                 for n in range(pool):
-                    if target_id[n] == kept_id[i]:
-                        for c in range(lo - low, hi - low):
-                            if c != i - low:
-                                weights[c * lanes + n] -= weight
+                    same += np.int64(target_id[n] == kept_id[i])
+                if same:
+                    for n in range(pool):
+                        if target_id[n] == kept_id[i]:
+                            for c in range(lo - low, hi - low):
+                                if c != i - low:
+                                    weights[c * lanes + n] -= weight
 
             _scores(slopes, context, span, turned, lanes, width)
+            for k in range(last, min(last + share, n_kept)):
+                _prefetch_row(outputs, kept_id[k], width)
             loss, total = _slopes(slopes, weights, span * lanes)
             loss_sum += loss
             score_sum += total
@@ -637,6 +647,8 @@ def skipgram_shared(
             # All slopes are known: the updates, from the rows as they were.
             rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * kept_pos[first]))
             _add_product(inputs, kept_id[low:], span, rate, slopes, lanes, 1, target, n_targets, width)
+            for n in range(n_drawn, n_drawn + pool):
+                _prefetch_row(outputs, negative_id[n], width)
             _add_product(outputs, target_id, n_targets, rate, slopes, 1, lanes, context, span, width)
         piece_pos = piece_end
     stats[0] += loss_sum
@@ -665,8 +677,8 @@ def skipgram_pairs(
     outputs: Any,
     ids: Any,
     sentence_starts: Any,
-    start_pos: int,
-    stop_pos: int,
+    start_pos: Any,
+    stop_pos: Any,
     step: Step,
     draws: Draws,
     stats: Any,
@@ -679,16 +691,16 @@ def skipgram_pairs(
     moved = np.zeros(width, np.float32)
     kept_id = np.empty(PIECE + 1, np.int32)
     kept_pos = np.empty(PIECE + 1, np.int64)
-    loss_sum = 0.0
-    score_sum = 0.0
+    loss_sum: Any = 0.0
+    score_sum: Any = 0.0
     n_pairs = 0
-    sentence = np.searchsorted(sentence_starts, start_pos, side="right") - 1
+    sentence: Any = np.searchsorted(sentence_starts, start_pos, side="right") - 1
     piece_pos = np.int64(start_pos)
     while piece_pos < stop_pos:
         while sentence_starts[sentence + 1] <= piece_pos:
             sentence += 1
         piece_end = min(piece_pos + PIECE, sentence_starts[sentence + 1], stop_pos)
-        n_kept = 0
+        n_kept: Any = 0
         for pos in range(piece_pos, piece_end):
             kept_id[n_kept] = ids[pos]
             kept_pos[n_kept] = pos
@@ -708,7 +720,7 @@ def skipgram_pairs(
                 for d in range(width):
                     moved[d] = np.float32(0.0)
                 for n in range(-1, pool):
-                    target_id = np.int64(center_id)
+                    target_id: Any = np.int64(center_id)
                     if n >= 0:
                         bits = _draw(draws.keys[2 + (c - i + window) * pool + n], pos)
                         target_id = np.int64(((bits >> np.uint64(32)) * n_types) >> np.uint64(32))
@@ -717,7 +729,7 @@ def skipgram_pairs(
                         if target_id == center_id:
                             continue
                     target = outputs[target_id]
-                    x = np.float32(0.0)
+                    x: Any = np.float32(0.0)
                     for d in range(width):
                         x += context[d] * target[d]
                     score_sum += x

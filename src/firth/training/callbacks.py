@@ -18,7 +18,7 @@ class Moment:
     total: int
     """Tokens to do: corpus times epochs."""
     epoch: int
-    """The epoch that is under way, from 0."""
+    """The epoch that is under way, from 0; in ``on_epoch_end`` the one that ended."""
     words_per_second: float
     """Tokens a second, all threads together, since this process began to train."""
     lr: float

@@ -25,8 +25,14 @@ from firth.errors import RunError, StorageError
 from firth.files import remove_tree, storage_error, sync_folder, write_text
 
 KEPT = 2
+"""So many checkpoints stay, the last ones."""
+
+_DIGITS = 15
 SHARE = 0.02
 """Saving takes at most this share of the time."""
+
+DISK = 500e6
+"""Bytes a second that the first checkpoint is expected to be written with; later ones are timed."""
 
 
 @dataclass
@@ -60,8 +66,9 @@ class RunFolder:
         self._settings = json.loads(json.dumps(settings))
         self._resume = resume
         self._lock: IO[bytes] | None = None
-        self._saved_at = time.monotonic()
-        self._cost = 0.0
+        self._began = time.monotonic()
+        self._spent = 0.0  # seconds, on saving
+        self._cost: float | None = None  # seconds, of the last saving
 
     def __enter__(self) -> RunFolder:
         if not self.path.parent.is_dir():
@@ -79,7 +86,7 @@ class RunFolder:
         except BaseException:
             self._lock.close()
             raise
-        self._saved_at = time.monotonic()
+        self._began = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,16 +99,20 @@ class RunFolder:
         assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise RunError(
                 f"another process is training in the run folder {self.path}; "
                 "wait for it, or choose another folder with --run DIR (run= in Python)"
             ) from error
+        except OSError as error:  # a file system without locks
+            raise storage_error(error, self.path, "lock the run folder") from error
 
     def _check_settings(self) -> None:
+        file = self.path / "settings.json"
         for leftover in self.path.glob(".tmp-*"):  # of a process that was killed while it saved
             remove_tree(leftover)
-        file = self.path / "settings.json"
+        for half in self.path.glob(f".{file.name}.*.tmp"):
+            half.unlink(missing_ok=True)
         found = self.checkpoints()
         if found:
             there = self._read_settings(file)
@@ -130,14 +141,16 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints there, oldest first."""
-        found = [path for path in self.path.glob("checkpoint-*") if (path / "state.json").is_file()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        found = self.path.glob("checkpoint-" + "[0-9]" * _DIGITS)
+        return sorted(path for path in found if (path / "state.json").is_file())
 
     def load(self, state: State) -> bool:
         """Fill ``state`` from the last checkpoint; false if there is none.
 
         Raises:
-            RunError: the checkpoint's files are damaged.
+            RunError: the checkpoint's files are damaged. An older one is not taken unasked: files that
+                were synced before they got their name are damaged by a failing disk or by hand, and
+                both are worth knowing.
         """
         found = self.checkpoints()
         if not found:
@@ -146,20 +159,26 @@ class RunFolder:
         try:
             saved = json.loads((last / "state.json").read_text(encoding="utf-8"))
             for name in ("inputs", "outputs"):
-                getattr(state, name)[:] = np.load(last / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                table = getattr(state, name)
+                read = np.load(last / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                if (read.shape, read.dtype) != (table.shape, table.dtype):
+                    raise ValueError(f"{name}.npy is {read.dtype} {read.shape}, not float32 {table.shape}")
+                table[:] = read
             state.place = int(saved["place"])
             state.epoch_loss = float(saved["epoch_loss"])
             state.epoch_pairs = float(saved["epoch_pairs"])
             state.losses = [float(loss) for loss in saved["losses"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"the checkpoint {last} cannot be read ({error}); remove it to use an older one"
-            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+            way_out = "go on from the one before" if len(found) > 1 else "start again"
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            sentence = f"the checkpoint {last} cannot be read ({what}); remove it to {way_out}"
+            raise RunError(sentence) from error
         return True
 
-    def due(self) -> bool:
-        """Whether so much time has passed that saving keeps to its share."""
-        return (time.monotonic() - self._saved_at) * SHARE >= self._cost
+    def due(self, state: State) -> bool:
+        """Whether so much time has passed that saving ``state`` now keeps to its share."""
+        cost = (state.inputs.nbytes + state.outputs.nbytes) / DISK if self._cost is None else self._cost
+        return self._spent + cost <= SHARE * (time.monotonic() - self._began)
 
     def save(self, state: State) -> Path:
         """Write a checkpoint under another name, sync, rename, and drop all but the last two.
@@ -168,7 +187,7 @@ class RunFolder:
             StorageError: it cannot be written; older checkpoints stay.
         """
         began = time.monotonic()
-        final = self.path / f"checkpoint-{state.place:015d}"
+        final = self.path / f"checkpoint-{state.place:0{_DIGITS}d}"
         temporary = self.path / f".tmp-{final.name}"
         try:
             remove_tree(temporary)
@@ -191,8 +210,8 @@ class RunFolder:
                 text.flush()
                 os.fsync(text.fileno())
             sync_folder(temporary)
-            if not final.exists():  # the same place holds the same state
-                temporary.rename(final)
+            self._drop(final)  # there may be one that cannot be read
+            temporary.rename(final)
             sync_folder(self.path)
         except OSError as error:
             remove_tree(temporary)
@@ -201,11 +220,17 @@ class RunFolder:
             remove_tree(temporary)
             raise
         for old in self.checkpoints()[:-KEPT]:
-            remove_tree(old)
-        remove_tree(temporary)
-        self._saved_at = time.monotonic()
-        self._cost = self._saved_at - began
+            self._drop(old)
+        self._cost = time.monotonic() - began
+        self._spent += self._cost
         return final
+
+    def _drop(self, checkpoint: Path) -> None:
+        """Remove a checkpoint in such an order that half of it is never taken for a whole one."""
+        gone = self.path / f".tmp-old-{checkpoint.name}"
+        with contextlib.suppress(OSError):
+            checkpoint.rename(gone)
+        remove_tree(gone)
 
 
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -216,8 +241,7 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            with contextlib.suppress(TypeError):
-                found.append(f"{prefix}{key} is {_short(old)} there, {_short(new)} was asked")
+            found.append(f"{prefix}{key} is {_short(old)} there, {_short(new)} was asked")
     return found
 
 

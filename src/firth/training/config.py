@@ -8,36 +8,49 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from firth.errors import SettingError
 
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (int, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+    "str": (str, "a string"),
+}
+
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with limits: a number from ``low`` to ``high``; ``None`` passes every check."""
+    """A dataclass field with limits: a number from ``low`` to ``high``, or what its type allows."""
     limits = {name: limit for name, limit in (("min", low), ("max", high)) if limit is not None}
     return field(default=default, metadata={"help": help, **limits})
 
 
 def check(settings: Any, where: str) -> None:
-    """Hold each field of a dataclass against its limits.
+    """Hold each field of a dataclass against its type and limits; numpy's numbers become Python's.
 
     Args:
         settings: a dataclass whose fields were made by :func:`setting`.
         where: the function that the user called, for the message.
 
     Raises:
-        SettingError: a value that is no finite number or lies outside the limits.
+        SettingError: a value of another type, no finite number or outside the limits.
     """
     for item in fields(settings):
         low, high = item.metadata.get("min"), item.metadata.get("max")
         value = getattr(settings, item.name)
-        if (low is None and high is None) or value is None:
+        kind, *other = str(item.type).split(" | ")
+        if value is None and other:
             continue
-        whole = item.type in ("int", "int | None")
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            kind = "a whole number" if whole else "a number"
-            raise SettingError(f"{where}: {item.name} must be {kind}, got {value!r}")
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(settings, item.name, value)  # frozen, and not yet in anyone's hands
+        expected, what = _KINDS[kind]
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+            raise SettingError(f"{where}: {item.name} must be {what}, got {value!r}")
         if not (low is None or value >= low) or not (high is None or value <= high):
             bounds = [f"at least {low:g}"] if low is not None else []
             bounds += [f"at most {high:g}"] if high is not None else []

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from firth import kernels
 from firth.corpus import Corpus
-from firth.errors import Diverged, Interrupted, SettingError, SourceError
+from firth.errors import Diverged, Interrupted, RunError, SettingError, SourceError
 from firth.progress import SILENT, Reporter
 from firth.training.callbacks import Callback, Moment
 from firth.training.checkpoint import RunFolder, State
@@ -72,31 +73,49 @@ def train(
     Raises:
         SettingError: a setting outside its limits, or ``resume`` without ``run``.
         SourceError: a corpus with nothing to learn from.
-        RunError: the run folder is in use or was made by other settings.
+        RunError: the run folder is in use or was made by other settings, or its checkpoint is damaged.
+        StorageError: the run folder cannot be made or written; older checkpoints stay.
         Diverged: a table left the finite numbers; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the state is saved where ``run`` was given.
     """
     config = TrainConfig(dim=dim, epochs=epochs, lr=lr, threads=threads, seed=seed, device=device)
     objective = SkipGram() if objective is None else objective
+    if not isinstance(objective, SkipGram):
+        raise SettingError(f"train(): objective must be a SkipGram(...), got {objective!r:.60}")
     if resume and run is None:
         raise SettingError("train(): resume=True needs run=, the folder to resume from")
-    if len(corpus) < 2 or len(corpus.vocab) < 2:
-        raise SourceError(
-            f"train(): nothing to learn from {len(corpus):,} tokens of {len(corpus.vocab):,} types; "
-            "at least 2 of each are needed (lower min_count?)"
-        )
+    _check_corpus(corpus)
+    callbacks = tuple(callbacks)
     trainer = _Trainer(corpus, objective, config, kernels.pick(device))
     with contextlib.ExitStack() as stack:
         folder = None
         if run is not None:
             folder = stack.enter_context(RunFolder(run, trainer.settings(), resume))
-            folder.load(trainer.state)
+            if folder.load(trainer.state):
+                trainer.check_place(folder.path)
         stop = stack.enter_context(_interrupts())
         moment = _loop(trainer, folder, stop, callbacks, progress)
     vectors = trainer.vectors(keep_context, moment)
     for callback in callbacks:
         callback.on_end(moment, vectors)
     return vectors
+
+
+def _check_corpus(corpus: Corpus) -> None:
+    if not isinstance(corpus, Corpus):
+        raise SettingError(
+            f"train(): corpus must be a Corpus, got {type(corpus).__name__}; Corpus.encode(text) makes one"
+        )
+    if len(corpus) < 2 or len(corpus.vocab) < 2:
+        raise SourceError(
+            f"train(): nothing to learn from {len(corpus):,} tokens of {len(corpus.vocab):,} types; "
+            "at least 2 of each are needed (lower min_count?)"
+        )
+    if len(corpus.sentence_starts) > len(corpus):
+        raise SourceError(
+            f"train(): nothing to learn from {len(corpus):,} sentences of one token each, "
+            "a token's context is its sentence"
+        )
 
 
 def _loop(
@@ -119,10 +138,13 @@ def _loop(
         for callback in callbacks:
             callback.on_progress(moment)
         if finished_epoch:
+            ended = dataclasses.replace(moment, epoch=len(moment.epoch_losses) - 1)
             for callback in callbacks:
-                callback.on_epoch_end(moment, trainer.vectors)
+                callback.on_epoch_end(ended, trainer.vectors)
         done = state.place == trainer.total
-        if folder is not None and (done or stop.is_set() or folder.due()):
+        if done:
+            trainer.check_learned()
+        if folder is not None and (done or stop.is_set() or folder.due(state)):
             trainer.check_tables()
             path = folder.save(state)
             for callback in callbacks:
@@ -145,9 +167,13 @@ class _Trainer:
         self._threads = config.threads or available_threads()
         self._lr = objective.lr if config.lr is None else config.lr
         self.asked = objective
-        self.objective = objective.fitted(corpus.vocab.counts, self._lr)
+        counts = corpus.vocab.counts
+        if not counts.any():  # a vocabulary made of a list of tokens
+            counts = np.bincount(corpus.ids, minlength=len(corpus.vocab))
+        self._counts = counts
+        self.objective = objective.fitted(counts, self._lr)
         self._lr_last = self._lr * 1e-4 if objective.lr_last is None else min(objective.lr_last, self._lr)
-        self._sampler = Sampler(corpus.vocab.counts, self.objective, config.seed, kernels)
+        self._sampler = Sampler(counts, self.objective, config.seed, kernels)
         rows = len(corpus.vocab)
         self.state = State(
             inputs=initial_inputs(rows, config.dim, objective.init, config.seed),
@@ -216,11 +242,38 @@ class _Trainer:
         """
         for name in ("inputs", "outputs"):
             table = getattr(self.state, name)
-            if not np.isfinite(table.sum()):
+            with np.errstate(over="ignore", invalid="ignore"):
+                suspect = not np.isfinite(table.sum())
+            if suspect:
                 bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
                 if len(bad):
                     word = self.corpus.vocab.tokens[int(bad[0])]
                     raise Diverged(self._diverged(f"row {bad[0]} ({word!r}) of the {name} is not finite"))
+
+    def check_learned(self) -> None:
+        """Refuse a run in which no pair was trained.
+
+        Raises:
+            SourceError: subsampling left no two words side by side.
+        """
+        if not any(self.state.losses):
+            raise SourceError(
+                f"train(): nothing was learned from {len(self.corpus):,} tokens: thinning by "
+                f"sample={self.objective.sample:g} left no word beside another; give sample=0 or more text"
+            )
+
+    def check_place(self, run: Path) -> None:
+        """Refuse a checkpoint from within a block.
+
+        Raises:
+            RunError: another version of firth cut the blocks, or the file was changed.
+        """
+        place, starts = self.state.place, self.corpus.block_starts
+        if not 0 <= place <= self.total or place % len(self.corpus) not in starts:
+            raise RunError(
+                f"the run folder {run} holds a checkpoint at place {place:,} of {self.total:,}, which is no "
+                "border of blocks here; remove the folder to start again"
+            )
 
     def _diverged(self, what: str) -> str:
         moment = self.moment()
@@ -266,7 +319,7 @@ class _Trainer:
         return Vectors(
             vocab.tokens,
             self._rows(self.state.inputs, dim),
-            counts=vocab.counts,
+            counts=self._counts,
             context=self._rows(self.state.outputs, dim) if keep_context else None,
             metadata=metadata,
         )
@@ -286,7 +339,8 @@ def _interrupts() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before: Callable[[int, FrameType | None], Any] | int | None = signal.getsignal(signal.SIGINT)
+    # None: a handler that Python cannot put back, so there is nothing better than the default.
+    before: Callable[[int, FrameType | None], Any] | int = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
