@@ -166,9 +166,11 @@ class TestDoors:
         done = call()
         assert done.code == 0 and "train" in done.out and "similar" in done.out
 
-    def test_a_reader_that_goes_away_is_no_error(self, table: Path) -> None:
+    @pytest.mark.parametrize("unbuffered", ["", "1"])  # the pipe breaks at the end, or at the first line
+    def test_a_reader_that_goes_away_is_no_error(self, table: Path, unbuffered: str) -> None:
         words = shlex.join([sys.executable, "-m", "firth", "info", str(table)])
-        environment = {**os.environ, "PYTHONPATH": str(Path(firth.__file__).parents[1])}
+        paths = {"PYTHONPATH": str(Path(firth.__file__).parents[1])}
+        environment = {**os.environ, **paths, "PYTHONUNBUFFERED": unbuffered}
         done = subprocess.run(
             ["sh", "-c", f"{words} | true"], env=environment, capture_output=True, text=True, check=True
         )

@@ -7,9 +7,9 @@ C-contiguous, rows padded with zeros to a multiple of LANES.
 How the shared skip-gram is made fast (figures: ``docs/kernels.md``):
 
 * A group's contexts meet a few targets, its negatives and its centres, so the group is three
-  small matrix products over rows copied into contiguous tiles: the scores, the contexts' and
-  the targets' updates. Scores of a context with a centre outside its window are computed and
-  then weighted by zero: a full product is faster than a ragged one.
+  small matrix products: the scores, the targets' and the contexts' updates. Scores of a context
+  with a centre outside its window are computed and then weighted by zero: a full product is
+  faster than a ragged one. Only the targets are copied, since the contexts move last.
 * The products run in register tiles of 6 (or 4) rows x LANES floats, the shape of a GEMM
   micro-kernel, written with values of LLVM's vector type (``_load``, ``_fma``, ...), because
   loops over scalars leave the choice of tiles to a compiler that does not find it.
@@ -37,6 +37,7 @@ from numba.extending import intrinsic, models, register_model
 from firth.kernels.reference import CLIP, PIECE, SATURATED, SKIP, Draws, Step
 
 LANES = 16  # floats in one vector value; LLVM splits it where registers are narrower
+CHUNK = 128  # columns of the targets that are transposed at a time
 ROWS = 6  # rows of the larger register tile: 6 x 16 floats fill the registers of AVX2
 # Not 'nnan' and 'ninf': a kernel must see that a table has left the finite numbers.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
@@ -264,7 +265,7 @@ def _log(y: np.float32) -> np.float32:
 @nb.njit(**_FAST)
 def _add_tile_6(
     table: Any,
-    row_ids: Any,
+    table_at: Any,
     r: int,
     n: int,
     rate: Any,
@@ -272,18 +273,19 @@ def _add_tile_6(
     by_row: int,
     by_k: int,
     rows: Any,
+    rows_at: Any,
     n_k: int,
     width: int,
 ) -> None:
     """The rows ``r`` to ``r + n`` of :func:`_add_product`, for n <= 6."""
     zero = _splat(np.float32(0.0))
     step = _splat(rate)
-    t0 = np.int64(row_ids[r]) * width
-    t1 = np.int64(row_ids[r + 1]) * width
-    t2 = np.int64(row_ids[r + 2]) * width
-    t3 = np.int64(row_ids[r + 3]) * width
-    t4 = np.int64(row_ids[r + 4]) * width
-    t5 = np.int64(row_ids[r + 5]) * width
+    t0 = table_at[r]
+    t1 = table_at[r + 1]
+    t2 = table_at[r + 2]
+    t3 = table_at[r + 3]
+    t4 = table_at[r + 4]
+    t5 = table_at[r + 5]
     for d in range(0, width, LANES):
         a0 = zero
         a1 = zero
@@ -292,9 +294,8 @@ def _add_tile_6(
         a4 = zero
         a5 = zero
         c = r * by_row
-        at = d
-        for _ in range(n_k):
-            x = _load(rows, at)
+        for k in range(n_k):
+            x = _load(rows, rows_at[k] + d)
             a0 = _fma(_broadcast(slopes, c), x, a0)
             a1 = _fma(_broadcast(slopes, c + by_row), x, a1)
             a2 = _fma(_broadcast(slopes, c + 2 * by_row), x, a2)
@@ -302,7 +303,6 @@ def _add_tile_6(
             a4 = _fma(_broadcast(slopes, c + 4 * by_row), x, a4)
             a5 = _fma(_broadcast(slopes, c + 5 * by_row), x, a5)
             c += by_k
-            at += width
         _store(table, t0 + d, _fma(step, a0, _load(table, t0 + d)))
         if n > 1:
             _store(table, t1 + d, _fma(step, a1, _load(table, t1 + d)))
@@ -319,7 +319,7 @@ def _add_tile_6(
 @nb.njit(**_FAST)
 def _add_tile_4(
     table: Any,
-    row_ids: Any,
+    table_at: Any,
     r: int,
     n: int,
     rate: Any,
@@ -327,31 +327,30 @@ def _add_tile_4(
     by_row: int,
     by_k: int,
     rows: Any,
+    rows_at: Any,
     n_k: int,
     width: int,
 ) -> None:
     """The rows ``r`` to ``r + n`` of :func:`_add_product`, for n <= 4."""
     zero = _splat(np.float32(0.0))
     step = _splat(rate)
-    t0 = np.int64(row_ids[r]) * width
-    t1 = np.int64(row_ids[r + 1]) * width
-    t2 = np.int64(row_ids[r + 2]) * width
-    t3 = np.int64(row_ids[r + 3]) * width
+    t0 = table_at[r]
+    t1 = table_at[r + 1]
+    t2 = table_at[r + 2]
+    t3 = table_at[r + 3]
     for d in range(0, width, LANES):
         a0 = zero
         a1 = zero
         a2 = zero
         a3 = zero
         c = r * by_row
-        at = d
-        for _ in range(n_k):
-            x = _load(rows, at)
+        for k in range(n_k):
+            x = _load(rows, rows_at[k] + d)
             a0 = _fma(_broadcast(slopes, c), x, a0)
             a1 = _fma(_broadcast(slopes, c + by_row), x, a1)
             a2 = _fma(_broadcast(slopes, c + 2 * by_row), x, a2)
             a3 = _fma(_broadcast(slopes, c + 3 * by_row), x, a3)
             c += by_k
-            at += width
         _store(table, t0 + d, _fma(step, a0, _load(table, t0 + d)))
         if n > 1:
             _store(table, t1 + d, _fma(step, a1, _load(table, t1 + d)))
@@ -364,33 +363,37 @@ def _add_tile_4(
 @nb.njit(**_FAST)
 def _add_product(
     table: Any,
-    row_ids: Any,
+    table_at: Any,
     n_rows: int,
     rate: Any,
     slopes: Any,
     by_row: int,
     by_k: int,
     rows: Any,
+    rows_at: Any,
     n_k: int,
     width: int,
 ) -> None:
-    """``table[row_ids[r]] += rate * sum over k < n_k of slopes[r * by_row + k * by_k] * rows[k]``.
+    """``table[r] += rate * sum over k < n_k of slopes[r * by_row + k * by_k] * rows[k]``.
 
-    Row after row within a tile, so that a row named twice gets both sums.
+    Rows begin at the offsets ``table_at[r]`` and ``rows_at[k]`` of the flat arrays. Row after row
+    within a tile, so that a row named twice gets both sums.
     """
     r = 0
     while r < n_rows:
         left = n_rows - r
         if left <= 4 or 7 <= left <= 8:
-            _add_tile_4(table, row_ids, r, left, rate, slopes, by_row, by_k, rows, n_k, width)
+            _add_tile_4(table, table_at, r, left, rate, slopes, by_row, by_k, rows, rows_at, n_k, width)
             r += 4
         else:
-            _add_tile_6(table, row_ids, r, left, rate, slopes, by_row, by_k, rows, n_k, width)
+            _add_tile_6(table, table_at, r, left, rate, slopes, by_row, by_k, rows, rows_at, n_k, width)
             r += 6
 
 
 @nb.njit(**_FAST)
-def _score_tile_6(out: Any, rows: Any, r: int, turned: Any, t: int, lanes: int, width: int) -> None:
+def _score_tile_6(
+    out: Any, rows: Any, rows_at: Any, r: int, turned: Any, t: int, lanes: int, d_from: int, n_d: int
+) -> None:
     """6 rows from ``r`` on and LANES columns from ``t`` on of :func:`_scores`."""
     zero = _splat(np.float32(0.0))
     a0 = zero
@@ -399,19 +402,30 @@ def _score_tile_6(out: Any, rows: Any, r: int, turned: Any, t: int, lanes: int, 
     a3 = zero
     a4 = zero
     a5 = zero
-    at = r * width
-    column = t
-    for _ in range(width):
-        x = _load(turned, column)
-        a0 = _fma(_broadcast(rows, at), x, a0)
-        a1 = _fma(_broadcast(rows, at + width), x, a1)
-        a2 = _fma(_broadcast(rows, at + 2 * width), x, a2)
-        a3 = _fma(_broadcast(rows, at + 3 * width), x, a3)
-        a4 = _fma(_broadcast(rows, at + 4 * width), x, a4)
-        a5 = _fma(_broadcast(rows, at + 5 * width), x, a5)
-        at += 1
-        column += lanes
     at = r * lanes + t
+    if d_from:
+        a0 = _load(out, at)
+        a1 = _load(out, at + lanes)
+        a2 = _load(out, at + 2 * lanes)
+        a3 = _load(out, at + 3 * lanes)
+        a4 = _load(out, at + 4 * lanes)
+        a5 = _load(out, at + 5 * lanes)
+    t0 = rows_at[r] + d_from
+    t1 = rows_at[r + 1] + d_from
+    t2 = rows_at[r + 2] + d_from
+    t3 = rows_at[r + 3] + d_from
+    t4 = rows_at[r + 4] + d_from
+    t5 = rows_at[r + 5] + d_from
+    column = t
+    for d in range(n_d):
+        x = _load(turned, column)
+        a0 = _fma(_broadcast(rows, t0 + d), x, a0)
+        a1 = _fma(_broadcast(rows, t1 + d), x, a1)
+        a2 = _fma(_broadcast(rows, t2 + d), x, a2)
+        a3 = _fma(_broadcast(rows, t3 + d), x, a3)
+        a4 = _fma(_broadcast(rows, t4 + d), x, a4)
+        a5 = _fma(_broadcast(rows, t5 + d), x, a5)
+        column += lanes
     _store(out, at, a0)
     _store(out, at + lanes, a1)
     _store(out, at + 2 * lanes, a2)
@@ -421,24 +435,33 @@ def _score_tile_6(out: Any, rows: Any, r: int, turned: Any, t: int, lanes: int, 
 
 
 @nb.njit(**_FAST)
-def _score_tile_4(out: Any, rows: Any, r: int, turned: Any, t: int, lanes: int, width: int) -> None:
+def _score_tile_4(
+    out: Any, rows: Any, rows_at: Any, r: int, turned: Any, t: int, lanes: int, d_from: int, n_d: int
+) -> None:
     """4 rows from ``r`` on and LANES columns from ``t`` on of :func:`_scores`."""
     zero = _splat(np.float32(0.0))
     a0 = zero
     a1 = zero
     a2 = zero
     a3 = zero
-    at = r * width
-    column = t
-    for _ in range(width):
-        x = _load(turned, column)
-        a0 = _fma(_broadcast(rows, at), x, a0)
-        a1 = _fma(_broadcast(rows, at + width), x, a1)
-        a2 = _fma(_broadcast(rows, at + 2 * width), x, a2)
-        a3 = _fma(_broadcast(rows, at + 3 * width), x, a3)
-        at += 1
-        column += lanes
     at = r * lanes + t
+    if d_from:
+        a0 = _load(out, at)
+        a1 = _load(out, at + lanes)
+        a2 = _load(out, at + 2 * lanes)
+        a3 = _load(out, at + 3 * lanes)
+    t0 = rows_at[r] + d_from
+    t1 = rows_at[r + 1] + d_from
+    t2 = rows_at[r + 2] + d_from
+    t3 = rows_at[r + 3] + d_from
+    column = t
+    for d in range(n_d):
+        x = _load(turned, column)
+        a0 = _fma(_broadcast(rows, t0 + d), x, a0)
+        a1 = _fma(_broadcast(rows, t1 + d), x, a1)
+        a2 = _fma(_broadcast(rows, t2 + d), x, a2)
+        a3 = _fma(_broadcast(rows, t3 + d), x, a3)
+        column += lanes
     _store(out, at, a0)
     _store(out, at + lanes, a1)
     _store(out, at + 2 * lanes, a2)
@@ -446,26 +469,37 @@ def _score_tile_4(out: Any, rows: Any, r: int, turned: Any, t: int, lanes: int, 
 
 
 @nb.njit(**_FAST)
-def _scores(out: Any, rows: Any, n_rows: int, turned: Any, lanes: int, width: int) -> None:
-    """``out[r, t] = rows[r] . turned[:, t]`` for all ``lanes`` columns (a multiple of LANES)."""
-    for t in range(0, lanes, LANES):
-        r = 0
-        while r < n_rows:
-            left = n_rows - r
-            if left <= 4 or 7 <= left <= 8:
-                _score_tile_4(out, rows, r, turned, t, lanes, width)
-                r += 4
-            else:
-                _score_tile_6(out, rows, r, turned, t, lanes, width)
-                r += 6
+def _scores(
+    out: Any,
+    rows: Any,
+    rows_at: Any,
+    n_rows: int,
+    target: Any,
+    n_targets: int,
+    turned: Any,
+    lanes: int,
+    width: int,
+) -> None:
+    """``out[r, t] = rows[r] . target[t]`` for all ``lanes`` columns (a multiple of LANES).
 
-
-@nb.njit(**_FAST)
-def _turn(out: Any, rows: Any, n_rows: int, lanes: int, width: int) -> None:
-    """``out[d, t] = rows[t, d]``, in whole tiles."""
-    for t in range(0, n_rows, LANES):
-        for d in range(0, width, LANES):
-            _turn_tile(out, d * lanes + t, lanes, rows, t * width + d, width)
+    Rows begin at ``rows_at[r]``. The targets are turned a stretch of CHUNK columns at a time, so
+    that what is worked on stays in the first-level cache.
+    """
+    for d_from in range(0, width, CHUNK):
+        n_d = min(CHUNK, width - d_from)
+        for t in range(0, n_targets, LANES):
+            for d in range(0, n_d, LANES):
+                _turn_tile(turned, d * lanes + t, lanes, target, t * width + d_from + d, width)
+        for t in range(0, lanes, LANES):
+            r = 0
+            while r < n_rows:
+                left = n_rows - r
+                if left <= 4 or 7 <= left <= 8:
+                    _score_tile_4(out, rows, rows_at, r, turned, t, lanes, d_from, n_d)
+                    r += 4
+                else:
+                    _score_tile_6(out, rows, rows_at, r, turned, t, lanes, d_from, n_d)
+                    r += 6
 
 
 @nb.njit(**_FAST)
@@ -484,8 +518,7 @@ def _prefetch_row(table: Any, row: int, width: int) -> None:
 
 
 @nb.njit(**_FAST)
-def _copy_row(out: Any, out_row: int, table: Any, row: int, width: int) -> None:
-    at = np.int64(row) * width
+def _copy_row(out: Any, out_row: int, table: Any, at: int, width: int) -> None:
     to = out_row * width
     for d in range(0, width, LANES):
         _store(out, to + d, _load(table, at + d))
@@ -538,15 +571,18 @@ def skipgram_shared(
     # Buffers have spare rows, because products work on whole register tiles.
     lanes = (pool + share + LANES - 1) // LANES * LANES
     most = share + 2 * window + ROWS
-    context = _floats(most * width)
     target = _floats((lanes + ROWS) * width)  # the negatives, then the centres
-    turned = _floats(width * lanes)
+    turned = _floats(CHUNK * lanes)
     weights = _floats(most * lanes)
     slopes = _floats(most * lanes + ROWS)
     is_negative = np.zeros(lanes, np.float32)
     is_negative[:pool] = np.float32(1.0)
     windows = np.empty(most, np.float32)
-    target_id = np.zeros(lanes + ROWS, np.int32)
+    target_id = np.zeros(lanes, np.int32)
+    # Where rows begin in the flat tables; entries beyond those in use stay valid.
+    context_at = np.zeros(most, np.int64)
+    target_at = np.zeros(lanes + ROWS, np.int64)
+    tile_at = np.arange(lanes + ROWS) * width
 
     kept_id = np.zeros(PIECE + ROWS, np.int32)
     kept_pos = np.empty(PIECE + 1, np.int64)
@@ -599,15 +635,15 @@ def skipgram_shared(
             span = min(above, n_kept) - low
             n_targets = pool + last - first
             for c in range(span):
-                _copy_row(context, c, inputs, kept_id[low + c], width)
+                context_at[c] = np.int64(kept_id[low + c]) * width
             for n in range(pool):
                 target_id[n] = negative_id[n_drawn + n]
             n_drawn += pool
             for i in range(first, last):
                 target_id[pool + i - first] = kept_id[i]
             for t in range(n_targets):
-                _copy_row(target, t, outputs, target_id[t], width)
-            _turn(turned, target, n_targets, lanes, width)
+                target_at[t] = np.int64(target_id[t]) * width
+                _copy_row(target, t, outputs, target_at[t], width)
 
             # Each context meets a negative once a window, unless the negative is the centre.
             for c in range(span):
@@ -637,19 +673,21 @@ def skipgram_shared(
                                 if c != i - low:
                                     weights[c * lanes + n] -= weight
 
-            _scores(slopes, context, span, turned, lanes, width)
+            _scores(slopes, inputs, context_at, span, target, n_targets, turned, lanes, width)
             for k in range(last, min(last + share, n_kept)):
                 _prefetch_row(outputs, kept_id[k], width)
             loss, total = _slopes(slopes, weights, span * lanes)
             loss_sum += loss
             score_sum += total
 
-            # All slopes are known: the updates, from the rows as they were.
+            # All slopes are known: the updates, from the contexts as they were and the copied targets.
             rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * kept_pos[first]))
-            _add_product(inputs, kept_id[low:], span, rate, slopes, lanes, 1, target, n_targets, width)
+            _add_product(
+                outputs, target_at, n_targets, rate, slopes, 1, lanes, inputs, context_at, span, width
+            )
             for n in range(n_drawn, n_drawn + pool):
                 _prefetch_row(outputs, negative_id[n], width)
-            _add_product(outputs, target_id, n_targets, rate, slopes, 1, lanes, context, span, width)
+            _add_product(inputs, context_at, span, rate, slopes, lanes, 1, target, tile_at, n_targets, width)
         piece_pos = piece_end
     stats[0] += loss_sum
     stats[1] += n_pairs
@@ -708,7 +746,7 @@ def skipgram_pairs(
         for i in range(n_kept):
             pos = kept_pos[i]
             center_id = kept_id[i]
-            reach = window
+            reach: Any = window
             if step.shrink:
                 high = _draw(draws.keys[1], pos) >> np.uint64(32)
                 reach = 1 + np.int64((high * np.uint64(window)) >> np.uint64(32))
