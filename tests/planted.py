@@ -47,6 +47,11 @@ def clusters(n_sentences: int = 8000, length: int = 4, seed: int = 0) -> firth.C
     return corpus_of(ids, even_sentences(len(ids), length))
 
 
+def learn(corpus: firth.Corpus, objective: firth.SkipGram | None = None, **settings: Any) -> firth.Vectors:
+    """``firth.train`` with small tables and one thread."""
+    return firth.train(corpus, objective, **{"dim": 32, "epochs": 10, "threads": 1, **settings})
+
+
 def cluster_score(vectors: firth.Vectors) -> Score:
     return score(vectors.vectors, np.arange(CLUSTERS * SIZE) % CLUSTERS)
 

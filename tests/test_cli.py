@@ -367,7 +367,18 @@ class TestTrain:
         rows = "".join(json.dumps({"body": "Cat, dog; Cat-dog bird!"}) + "\n" for _ in range(20))
         (tmp_path / "rows.jsonl").write_text(rows)
         output = tmp_path / "out"
-        options = ("--field", "body", "--pattern", "[a-z]+", "--lower", "--nfc", "--max-vocab", 2)
+        options = (
+            "--field",
+            "body",
+            "--pattern",
+            "[a-z]+",
+            "--lower",
+            "--nfc",
+            "--max-vocab",
+            2,
+            "--sample",
+            0,
+        )
         done = call("train", tmp_path / "rows.jsonl", "-o", output, *FAST, *options)
         assert done.code == 0, done
         assert list(firth.Vectors.load(output).index_to_key) == ["cat", "dog"]
