@@ -261,7 +261,7 @@ def test_blocks_done_are_the_first_ones_when_stopped():
             step,
             draws,
             threads,
-            lambda: next(asked),
+            asked.__next__,
         )
         whole, _ = kernels.run(
             "skipgram_shared", inputs, outputs, ids, starts, borders[: done + 1], step, draws

@@ -25,6 +25,7 @@ FLOORS = {
     "firth.kernels": 1,
     "firth.errors": 0,
     "firth.files": 0,
+    "firth.version": 0,
     "firth.progress": 0,
     "firth.kernels.reference": 0,
     "firth.kernels.cpu": 0,
@@ -72,8 +73,6 @@ def imports(path: Path, name: str) -> set[str]:
                 module = ".".join([*above, *([module] if module else [])])
             # ``from firth import errors`` names a module; ``from firth.errors import X`` a thing in one.
             found |= {f"{module}.{alias.name}" for alias in node.names}
-    # The version is a constant that anything may read.
-    found.discard("firth.__version__")
     return {one for one in found if one == "firth" or one.startswith("firth.")}
 
 

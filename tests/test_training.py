@@ -294,6 +294,7 @@ class Poison(Callback):
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_table_that_is_not_finite_stops_the_run(planted, tmp_path, monkeypatch, table, share):
     monkeypatch.setattr(loop, "RUN_BLOCKS", 4)
+    monkeypatch.setattr(loop.RunFolder, "due", lambda self, state: state.place < len(planted))
     poison = Poison(table, share).watch(monkeypatch)
     where = r"diverged at \d+\.\d % \(epoch 2, learning rate [\d.e-]+\): "
     # Half-way, more rows are poisoned before anyone looks; at the end it is this one.

@@ -19,6 +19,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from firth.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from firth import errors as errors
     from firth import evaluate as evaluate
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from firth.training import train as train
     from firth.vectors import Vectors as Vectors
     from firth.vocab import Vocab as Vocab
-
-__version__ = "0.1.0"
 
 # Public name -> the module that holds it; "" where the name is itself a module.
 _HOME = {

@@ -26,6 +26,9 @@ class Reporter(Protocol):
     def finish(self, note: str = "") -> None:
         """The stage ended; ``note`` sums it up."""
 
+    def close(self) -> None:
+        """Leave the terminal as it was: no stage goes on, whether it ended or not."""
+
 
 class Silent:
     """Reports nothing: the default of every library function."""
@@ -35,6 +38,8 @@ class Silent:
     def update(self, done: float, note: str = "") -> None: ...
 
     def finish(self, note: str = "") -> None: ...
+
+    def close(self) -> None: ...
 
 
 SILENT: Reporter = Silent()
@@ -71,12 +76,15 @@ class Plain:
         seconds = time.monotonic() - self._began
         self._write(f"{self._stage}: done in {seconds:.1f} s  {note}".rstrip())
 
+    def close(self) -> None:
+        self._stage = ""
+
     def _write(self, line: str) -> None:
         print(line, file=self._stream or sys.stderr, flush=True)
 
 
 class Bar:
-    """A bar with share done, note and time left, drawn by rich on a terminal."""
+    """A bar with share done, note and time taken, drawn by rich; fits into 80 columns."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -84,17 +92,15 @@ class Bar:
 
     def start(self, stage: str, total: float | None, unit: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._close()
+        self.close()
         self._bar = Progress(
             TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.percentage:5.1f} %"),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         self._bar.start()
@@ -108,9 +114,9 @@ class Bar:
         if self._bar is not None and self._task is not None:
             total = self._bar.tasks[0].total
             self._bar.update(self._task, completed=total, note=note)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import shlex
@@ -159,45 +160,46 @@ def train(
         raise SettingError("firth train takes --vocab or --max-vocab, got both; leave one out")
     goal = _objective(objective, preset, {"window": window, "negatives": negatives, "sample": sample})
     pick_kernels(device)
-    progress = pick(quiet)
-    corpus = Corpus.encode(
-        _source(text),
-        None if vocab is None else Vocab.load(vocab),
-        min_count=min_count,
-        max_size=max_vocab,
-        tokenizer=Tokenizer(lower=lower, nfc=nfc, pattern=pattern),
-        errors="replace" if replace else "strict",
-        field=field,
-        cache=cache,
-        threads=threads,
-        progress=progress,
-    )
-    check_fits(len(corpus.vocab), dim, keep_context=context)
-    scores = None if pairs is None else PairScores(pairs, corpus.vocab.tokens)
-    folder = output.with_name(output.name + ".run") if run is None else run
-    try:
-        vectors = train_vectors(
-            corpus,
-            goal,
-            dim=dim,
-            epochs=epochs,
-            lr=lr,
+    with contextlib.closing(pick(quiet)) as progress:
+        corpus = Corpus.encode(
+            _source(text),
+            None if vocab is None else Vocab.load(vocab),
+            min_count=min_count,
+            max_size=max_vocab,
+            tokenizer=Tokenizer(lower=lower, nfc=nfc, pattern=pattern),
+            errors="replace" if replace else "strict",
+            field=field,
+            cache=cache,
             threads=threads,
-            seed=seed,
-            device=device,
-            run=folder,
-            resume=resume,
-            keep_context=context,
-            callbacks=[] if scores is None else [scores],
             progress=progress,
         )
-    except (Diverged, StorageError):
-        if run is None and not any(folder.glob("checkpoint-*")):
-            remove_tree(folder)  # there is nothing to go on from
-        raise
-    except Interrupted as stopped:
-        print(f"firth: {stopped}:\n{_resume_line()}", file=sys.stderr)
-        raise
+        check_fits(len(corpus.vocab), dim, keep_context=context)
+        scores = None if pairs is None else PairScores(pairs, corpus.vocab.tokens)
+        folder = output.with_name(output.name + ".run") if run is None else run
+        try:
+            vectors = train_vectors(
+                corpus,
+                goal,
+                dim=dim,
+                epochs=epochs,
+                lr=lr,
+                threads=threads,
+                seed=seed,
+                device=device,
+                run=folder,
+                resume=resume,
+                keep_context=context,
+                callbacks=[] if scores is None else [scores],
+                progress=progress,
+            )
+        except (Diverged, StorageError):
+            if run is None and not any(folder.glob("checkpoint-*")):
+                remove_tree(folder)  # there is nothing to go on from
+            raise
+        except Interrupted as stopped:
+            progress.close()
+            print(f"firth: {stopped}:\n{_resume_line()}", file=sys.stderr)
+            raise
     if scores is not None:
         vectors = scores.added_to(vectors)
     vectors.save(output)

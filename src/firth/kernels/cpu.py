@@ -827,6 +827,12 @@ def alias_table(weights: Any) -> Any:
 KERNELS = {"skipgram_shared": skipgram_shared, "skipgram_pairs": skipgram_pairs}
 
 
+def _read_only(array: Any) -> Any:
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
 def run(
     kernel: str,
     inputs: Any,
@@ -845,6 +851,8 @@ def run(
     (Recht et al. 2011, "Hogwild!", arXiv 1106.5730). The kernels hold no GIL.
     """
     function = KERNELS[kernel]
+    # One compiled variant for corpora on disk, which are read-only, and in memory.
+    ids, sentence_starts = _read_only(ids), _read_only(sentence_starts)
     blocks = list(zip(block_starts[:-1].tolist(), block_starts[1:].tolist(), strict=True))
     stats = np.zeros((len(blocks), 3))
     taken: list[int] = []

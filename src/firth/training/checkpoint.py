@@ -194,7 +194,7 @@ class RunFolder:
             temporary.mkdir()
             for name in ("inputs", "outputs"):
                 with (temporary / f"{name}.npy").open("wb") as file:
-                    np.save(file, getattr(state, name), allow_pickle=False)
+                    _write_npy(file, getattr(state, name))
                     file.flush()
                     os.fsync(file.fileno())
             with (temporary / "state.json").open("w", encoding="utf-8") as text:
@@ -231,6 +231,13 @@ class RunFolder:
         with contextlib.suppress(OSError):
             checkpoint.rename(gone)
         remove_tree(gone)
+
+
+def _write_npy(file: IO[bytes], table: npt.NDArray[np.float32]) -> None:
+    """What ``np.save`` writes; its own writer loses the reason when the disk is full."""
+    header = np.lib.format.header_data_from_array_1_0(table)
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(table.data.cast("B"))
 
 
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

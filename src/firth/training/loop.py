@@ -26,6 +26,7 @@ from firth.training.config import TrainConfig, available_threads
 from firth.training.objectives import SkipGram
 from firth.training.sampling import Sampler, initial_inputs, zeros
 from firth.vectors import Vectors
+from firth.version import __version__
 
 RUN_BLOCKS = 32
 """Blocks a thread in one run: about a second of work between two looks at the clock."""
@@ -127,6 +128,9 @@ def _loop(
 ) -> Moment:
     """Run after run until all tokens are done; what must happen between runs happens here."""
     state = trainer.state
+    progress.start("compile", None, "kernels")  # the first time on a machine; some ten seconds
+    trainer.compile()
+    progress.close()
     progress.start("train", trainer.total, "words")
     moment = trainer.moment()
     for callback in callbacks:
@@ -206,22 +210,9 @@ class _Trainer:
         epoch, pos = divmod(state.place, len(corpus))
         first = int(np.searchsorted(corpus.block_starts, pos))
         borders = corpus.block_starts[first : first + RUN_BLOCKS * self._threads + 1]
-        slope = (self._lr - self._lr_last) / self.total
-        step = self.objective.step(self._lr - slope * epoch * len(corpus), slope, self._lr_last)
-        stats, n_done = self._kernels.run(
-            self.objective.kernel,
-            state.inputs,
-            state.outputs,
-            corpus.ids,
-            corpus.sentence_starts,
-            borders,
-            step,
-            self._sampler.epoch(epoch),
-            self._threads,
-            stop.is_set,
-        )
-        loss, pairs, scores = stats.tolist()
+        stats, n_done = self._train(epoch, borders, stop)
         state.place += int(borders[n_done] - borders[0])
+        loss, pairs, scores = stats.tolist()
         if not np.isfinite(loss + scores):
             self.check_tables()
             raise Diverged(self._diverged("a score is not finite"))
@@ -233,6 +224,30 @@ class _Trainer:
         state.losses.append(state.epoch_loss / state.epoch_pairs if state.epoch_pairs else 0.0)
         state.epoch_loss = state.epoch_pairs = 0.0
         return True
+
+    def compile(self) -> None:
+        """Have the kernel ready, by training nothing."""
+        self._train(0, np.zeros(2, np.int64), threading.Event())
+
+    def _train(
+        self, epoch: int, borders: npt.NDArray[np.int64], stop: threading.Event
+    ) -> tuple[npt.NDArray[np.float64], int]:
+        """The kernel over the blocks between ``borders``: summed stats, and blocks done."""
+        slope = (self._lr - self._lr_last) / self.total
+        stats: npt.NDArray[np.float64]
+        stats, n_done = self._kernels.run(
+            self.objective.kernel,
+            self.state.inputs,
+            self.state.outputs,
+            self.corpus.ids,
+            self.corpus.sentence_starts,
+            borders,
+            self.objective.step(self._lr - slope * epoch * len(self.corpus), slope, self._lr_last),
+            self._sampler.epoch(epoch),
+            self._threads,
+            stop.is_set,
+        )
+        return stats, int(n_done)
 
     def check_tables(self) -> None:
         """Refuse tables that hold NaN or infinity.
@@ -301,8 +316,6 @@ class _Trainer:
 
     def vectors(self, keep_context: bool = False, moment: Moment | None = None) -> Vectors:
         """The vectors as they are now, copied."""
-        from firth import __version__
-
         moment = self.moment() if moment is None else moment
         vocab, dim = self.corpus.vocab, self.config.dim
         metadata = {
