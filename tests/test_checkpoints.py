@@ -311,14 +311,14 @@ def test_a_damaged_checkpoint_of_the_same_place_is_replaced(corpus, tmp_path):
 
 @pytest.mark.parametrize("writes", [1, 6, 7])
 def test_a_full_disk_leaves_the_checkpoints_that_are_there(corpus, whole, tmp_path, monkeypatch, writes):
-    save, left = checkpoint._write_npy, [writes]
+    write, left = checkpoint._write_npy, [writes]
 
     def full(file, table):
         left[0] -= 1
         if left[0] == 0:
             file.write(b"half of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return save(file, table)
+        write(file, table)
 
     monkeypatch.setattr(checkpoint, "_write_npy", full)
     run, seen = tmp_path / "run", []
@@ -331,6 +331,12 @@ def test_a_full_disk_leaves_the_checkpoints_that_are_there(corpus, whole, tmp_pa
     assert not any(run.glob(".*"))
     monkeypatch.undo()
     assert_equal(go(corpus, run=run, resume=True), whole)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_called_so():
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+        checkpoint._write_npy(full, np.zeros((50, 16), np.float32))
 
 
 # --- when to save -------------------------------------------------------------------------------

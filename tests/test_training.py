@@ -11,6 +11,7 @@ import firth
 from firth import kernels
 from firth.errors import Diverged
 from firth.kernels import cpu
+from firth.kernels.reference import rate_at
 from firth.training import Callback, SkipGram, loop
 from planted import cluster_score, clusters, corpus_of, even_sentences, grid, grid_score, learn
 
@@ -57,6 +58,8 @@ class Broken:
         self.alias_table = cpu.alias_table
 
     def run(self, kernel, inputs, outputs, ids, sentence_starts, block_starts, step, draws, *rest):
+        if block_starts[0] == block_starts[-1]:  # to compile the kernel
+            return np.zeros(3), 1
         given = SimpleNamespace(
             inputs=inputs, outputs=outputs, ids=ids, starts=sentence_starts, step=step, draws=draws
         )
@@ -186,11 +189,46 @@ def test_one_thread_twice_gives_equal_bits(planted, share):
     assert first.metadata["loss"] == again.metadata["loss"] != other.metadata["loss"]
 
 
-def test_the_seed_changes_the_start_too():
-    corpus = corpus_of([0, 1] * 30, [0, 60])
-    starts = [learn(corpus, SkipGram(sample=0), seed=seed, lr=1e-9, epochs=1).vectors for seed in (1, 2)]
-    assert np.abs(starts[0]).max() <= 0.5 / 32 + 1e-6
-    assert not np.allclose(starts[0], starts[1], atol=1e-3)
+def test_seed_and_epoch_decide_the_draws_and_the_seed_the_start(planted):
+    # Hardly anything moves, so the losses tell only which negatives were drawn.
+    first, again, other = (learn(planted, seed=seed, lr=1e-9, epochs=2) for seed in (1, 1, 2))
+    losses = {loss for vectors in (first, other) for loss in vectors.metadata["loss"]}
+    assert len(losses) == 4 and first.metadata["loss"] == again.metadata["loss"]
+    assert all(loss == pytest.approx(6 * math.log(2), rel=0.01) for loss in losses)
+    for vectors in (first, other):
+        assert 0.49 / 32 < np.abs(vectors.vectors).max() < 0.51 / 32  # word2vec's start
+    assert np.abs(first.vectors - other.vectors).mean() > 0.2 / 32
+
+
+class Recorder:
+    """The fast kernels; keeps the learning rate at the begin and at the end of each run."""
+
+    def __init__(self):
+        self.rates = []
+        self.alias_table = cpu.alias_table
+
+    def run(self, kernel, inputs, outputs, ids, sentence_starts, block_starts, step, *rest):
+        if block_starts[0] < block_starts[-1]:
+            self.rates.append([rate_at(step, int(pos)) for pos in block_starts[[0, -1]]])
+        return cpu.run(kernel, inputs, outputs, ids, sentence_starts, block_starts, step, *rest)
+
+
+@pytest.mark.parametrize(
+    "objective,lr,last",
+    [(SkipGram(), None, 0.03e-4), (SkipGram(lr_last=0.01), 0.05, 0.01), (PUBLISHED["gensim"], None, 1e-4)],
+    ids=["default", "floor", "gensim"],
+)
+def test_learning_rate_falls_in_one_line_through_all_epochs(planted, monkeypatch, objective, lr, last):
+    recorder, shown = Recorder(), []
+    monkeypatch.setattr(kernels, "pick", lambda _: recorder)
+    monkeypatch.setattr(loop, "RUN_BLOCKS", 4)
+    callback = Callback()
+    callback.on_progress = lambda moment: shown.append(moment.lr)
+    learn(planted, objective, lr=lr, epochs=3, callbacks=[callback])
+    first = objective.lr if lr is None else lr
+    wanted = np.linspace(first, last, 13)  # 16 blocks in runs of 4, three times
+    np.testing.assert_allclose(recorder.rates, np.column_stack([wanted[:-1], wanted[1:]]), rtol=1e-9)
+    np.testing.assert_allclose(shown, wanted[1:], rtol=1e-9)
 
 
 # --- stability ----------------------------------------------------------------------------------
