@@ -3,7 +3,8 @@
     make demo        (or: python examples/demo.py [--output FILE])
 
 Names and words of the code, its comments and its documentation strings are the tokens: about three
-million with the library's own tests, fewer where a system leaves these out. Nothing is downloaded. The vectors are saved, and asked what they have learned.
+million with the library's own tests, fewer where a system leaves these out. Nothing is downloaded.
+The vectors are saved, and asked what they have learned.
 """
 
 from __future__ import annotations
