@@ -1,7 +1,8 @@
 # make demo    train on Python's own standard library and look at neighbours (first run: installs)
 # make test    the tests
 # make lint    ruff, ruff format --check, mypy --strict
-# make bench   speed against gensim and fastText, after a check that the kernels are right
+# make bench   speed of training against gensim and fastText, of search against torch, of starting up,
+#              each after a check that the answers are right
 # make clean   remove what the others made, .venv included
 #
 # Each creates .venv and installs firth with the versions of constraints.txt where that is not done yet.
@@ -27,6 +28,8 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev $(RIVALS)/.installed
 	$(VENV)/bin/python bench/speed.py --rival-python "$${FIRTH_RIVALS:-$(RIVALS)/bin/python}"
+	$(VENV)/bin/python bench/search.py
+	$(VENV)/bin/python bench/startup.py --rival-python "$${FIRTH_RIVALS:-$(RIVALS)/bin/python}"
 
 # The stamps are touched last, so that an interrupted installation is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -59,7 +59,7 @@ class Run:
     cpu_s: float
     wall_s: float
     peak_bytes: int
-    peak_anonymous_bytes: int  # the largest seen, twenty times a second; 0 where the system does not tell
+    peak_anonymous_bytes: int  # the largest seen, forty times a second; 0 where the system does not tell
 
 
 def run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> Run:
@@ -72,10 +72,11 @@ def run(command: Sequence[str | Path], environment: dict[str, str] | None = None
         text=True,
     )
     assert child.stdout is not None
-    anonymous = [0]
-    watcher = threading.Thread(target=_watch, args=(child.pid, anonymous), daemon=True)
+    peaks = {"VmHWM": 0, "RssAnon": 0}
+    watcher = threading.Thread(target=_watch, args=(child.pid, peaks), daemon=True)
     watcher.start()
-    printed = child.stdout.read().strip().splitlines()
+    with child.stdout as output:
+        printed = output.read().strip().splitlines()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - began
@@ -83,12 +84,13 @@ def run(command: Sequence[str | Path], environment: dict[str, str] | None = None
     if child.returncode:
         sys.exit(f"bench: exit code {child.returncode} from {' '.join(map(str, command))}")
     report = json.loads(printed[-1]) if printed and printed[-1].startswith("{") else {}
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Run(report, usage.ru_utime + usage.ru_stime, wall, peak, anonymous[0])
+    # Linux counts the parent's peak into ru_maxrss of its child, so it is asked only where VmHWM is not.
+    peak = peaks["VmHWM"] or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Run(report, usage.ru_utime + usage.ru_stime, wall, peak, peaks["RssAnon"])
 
 
-def _watch(process_id: int, largest: list[int]) -> None:
-    """Keep the largest anonymous memory of a process in ``largest``, until it ends."""
+def _watch(process_id: int, peaks: dict[str, int]) -> None:
+    """Keep the largest values of these fields of a process's status, in bytes, until it ends."""
     status = Path(f"/proc/{process_id}/status")
     while True:
         try:
@@ -97,8 +99,15 @@ def _watch(process_id: int, largest: list[int]) -> None:
             return
         if "RssAnon" not in fields:  # it has ended and waits to be reaped
             return
-        largest[0] = max(largest[0], int(fields["RssAnon"].split()[0]) * 1024)
-        time.sleep(0.05)
+        for name, largest in peaks.items():
+            peaks[name] = max(largest, int(fields[name].split()[0]) * 1024)
+        time.sleep(0.025)
+
+
+def thread_settings(threads: int) -> dict[str, str]:
+    """The environment in which numpy and torch compute with so many threads, whatever they are built on."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    return dict.fromkeys(names, str(threads))
 
 
 def machine() -> str:

@@ -10,20 +10,38 @@ under min_count are not). Settings: window 5, 5 negatives, sample 1e-3, min_coun
 
 No speed is printed unless firth's kernels agree with their reference first.
 
-The shares of the core's peak are arithmetic, not counters: a kept word takes
-(window + 1) * (negatives + 1) * dim * 3 multiply-adds and moves negatives + 2 rows from and to memory.
+The shares of the core's peak are arithmetic, not counters, and counted twice.
+
+"useful" is the algorithm as published: a kept word meets window + 1 contexts on average and takes
+
+    3 * (window + 1) * (negatives + 1) * dim    multiply-adds, and
+    (negatives + 2) * dim * 4 * 2               bytes, its rows read and written back.
+
+"computed" is what the kernel does: ``share`` kept words in a row are a group, share ``drawn`` negatives
+and meet the ``span`` contexts that any of their windows reaches, in three full matrix products (scores,
+both updates) of rows padded to 16 numbers. A group takes
+
+    3 * span * (share + drawn) * padded_dim     multiply-adds, and
+    (2 * share + drawn) * padded_dim * 4 * 2    bytes: a context and a centre row a word, the negatives,
+
+with span = share + 2 * overhang, how far the windows reach beyond the group on each side: the sum over
+m = 0 .. window - 1 of 1 - product over i = 0 .. share - 1 of min(1, (m + i) / window), for the window of
+the i-th word from the border ends within m words of it with the chance (m + i) / window.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import common
+import firth
+from firth.training.sampling import ROW_FLOATS
 
 WINDOW, NEGATIVES = 5, 5
 RIVALS = {"gensim": "gensim_run.py", "fasttext": "fasttext_run.py"}
@@ -119,19 +137,42 @@ def _speed(run: common.Run) -> float:
     return float(run.report["words"] / run.report["train_cpu_s"])
 
 
-def _shares(case: dict[str, Any], peaks: dict[str, float]) -> dict[str, float] | None:
-    """firth's share of one core's multiply-adds and memory traffic."""
+def _shares(case: dict[str, Any], peaks: dict[str, float]) -> dict[str, dict[str, float]] | None:
+    """firth's shares of one core's multiply-adds and memory traffic, useful and computed."""
     if "firth" not in case["tools"]:
         return None
     kept_s = case["tools"]["firth"]["words_per_cpu_s"] * case["kept_share"]
-    gfma = kept_s * (WINDOW + 1) * (NEGATIVES + 1) * case["dim"] * 3 / 1e9
-    gigabytes = kept_s * (NEGATIVES + 2) * case["dim"] * 4 * 2 / 1e9
-    return {
-        "gfma_s": gfma,
-        "of_multiply_add_peak": gfma / peaks["gfma_s"],
-        "gb_s": gigabytes,
-        "of_copy_bandwidth": gigabytes / peaks["copy_gb_s"],
-    }
+    shares = {}
+    for name, count in (("useful", useful), ("computed", computed)):
+        multiply_adds, moved = (kept_s * number / 1e9 for number in count(case["dim"]))
+        shares[name] = {
+            "gfma_s": multiply_adds,
+            "of_multiply_add_peak": multiply_adds / peaks["gfma_s"],
+            "gb_s": moved,
+            "of_copy_bandwidth": moved / peaks["copy_gb_s"],
+        }
+    return shares
+
+
+def useful(dim: int) -> tuple[float, float]:
+    """Multiply-adds and bytes that a kept word takes in the published algorithm."""
+    return 3.0 * (WINDOW + 1) * (NEGATIVES + 1) * dim, (NEGATIVES + 2) * dim * 4.0 * 2
+
+
+def computed(dim: int) -> tuple[float, float]:
+    """Multiply-adds and bytes that a kept word takes in firth's kernel."""
+    objective = firth.SkipGram(window=WINDOW, negatives=NEGATIVES)
+    share, drawn = objective.share, objective.drawn
+    padded_dim = -(-dim // ROW_FLOATS) * ROW_FLOATS
+    multiply_adds = 3 * span(WINDOW, share) * (share + drawn) * padded_dim
+    moved = (2 * share + drawn) * padded_dim * 4 * 2
+    return multiply_adds / share, moved / share
+
+
+def span(window: int, share: int) -> float:
+    """How many contexts a group of ``share`` words reaches, on average."""
+    overhang = sum(1 - math.prod(min(1.0, (m + i) / window) for i in range(share)) for m in range(window))
+    return share + 2 * overhang
 
 
 def _scaling(cases: list[dict[str, Any]]) -> dict[str, float]:
@@ -159,9 +200,9 @@ def _print(report: dict[str, Any]) -> None:
                 f"{row['words_per_cpu_s'] / 1e6:>13.3f} {row['words_per_wall_s'] / 1e6:>10.3f} "
                 f"{f'{ratio:.1f} x' if ratio else '':>10}"
             )
-        if shares := case["shares"]:
+        for name, shares in (case["shares"] or {}).items():
             print(
-                f"{'':14}{shares['gfma_s']:.1f} G multiply-adds/s, "
+                f"{'':14}{name}: {shares['gfma_s']:.1f} G multiply-adds/s, "
                 f"{100 * shares['of_multiply_add_peak']:.0f} % of the peak; {shares['gb_s']:.1f} GB/s, "
                 f"{100 * shares['of_copy_bandwidth']:.0f} % of the copy"
             )

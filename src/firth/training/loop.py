@@ -23,8 +23,9 @@ from firth.progress import SILENT, Reporter
 from firth.training.callbacks import Callback, Moment
 from firth.training.checkpoint import RunFolder, State
 from firth.training.config import TrainConfig, available_threads
+from firth.training.draws import Sampler
 from firth.training.objectives import SkipGram
-from firth.training.sampling import Sampler, initial_inputs, zeros
+from firth.training.sampling import initial_inputs, zeros
 from firth.vectors import Vectors
 from firth.version import __version__
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from firth.errors import SettingError, did_you_mean
 from firth.kernels.reference import CLIP, EXACT, SKIP, Step
 from firth.training.config import check, setting
-from firth.training.sampling import keep_thresholds
+from firth.training.sampling import ROW_FLOATS, keep_thresholds
 
 _SATURATION = {"exact": EXACT, "clip": CLIP, "skip": SKIP}
 
@@ -37,14 +37,14 @@ class SkipGram:
     ns_exponent: float = setting(0.75, "Draw negatives by count to this power.", low=-4.0, high=4.0)
     shrink_windows: bool = setting(True, "Draw each window's reach from 1 to window.")
     share: int = setting(
-        6, "Consecutive tokens that share their negatives (0: fresh ones for each pair).", low=0, high=512
+        5, "Consecutive tokens that share their negatives (0: fresh ones for each pair).", low=0, high=512
     )
     pool: int | None = setting(
         None, "Negatives drawn for such a group, weighted to count as `negatives`.", low=1, high=512
     )
     saturation: str = setting("exact", "Scores beyond 6 with share=0: exact, clip or skip.")
     init: float = setting(0.5, "Word vectors start uniform in +-init/dim.", low=0.0, high=100.0)
-    lr: float = setting(0.03, "Learning rate where none is given.", low=1e-9, high=10.0)
+    lr: float = setting(0.025, "Learning rate where none is given.", low=1e-9, high=10.0)
     lr_last: float | None = setting(
         None, "Learning rate at the end; by default lr / 10,000.", low=0.0, high=10.0
     )
@@ -73,7 +73,7 @@ class SkipGram:
         Raises:
             SettingError: another name.
         """
-        published = {"share": 0, "lr": 0.025}
+        published = {"share": 0}
         presets: dict[str, dict[str, Any]] = {
             "firth": {},
             "word2vec": {**published, "saturation": "clip"},
@@ -101,8 +101,10 @@ class SkipGram:
             return self.negatives
         if self.pool is not None:
             return self.pool
-        # So many keep the quality (docs/log.md): 5 negatives count as 10 in a group of 6.
-        return round(self.negatives * (1 + self.share / 6))
+        # Twice the published number keeps the quality (docs/log.md); the rest fills the register
+        # that holds a group's targets, its negatives and centres, and costs nothing.
+        least = 2 * self.negatives
+        return least + -(least + self.share) % ROW_FLOATS
 
     def fitted(self, counts: npt.NDArray[np.int64], lr: float) -> SkipGram:
         """This objective with ``share`` so small that a group's step is stable; often itself.

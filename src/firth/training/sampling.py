@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import mmap
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from firth.kernels.reference import Draws, stream_keys
-
-if TYPE_CHECKING:
-    from firth.training.objectives import SkipGram
+from firth.kernels.reference import stream_keys
 
 ROW_FLOATS = 16
 """Rows are padded with zeros to a multiple of this, 64 bytes: one cache line, one vector register."""
@@ -44,30 +40,6 @@ def keep_thresholds(counts: npt.NDArray[np.int64], sample: float) -> npt.NDArray
 def noise_weights(counts: npt.NDArray[np.int64], exponent: float) -> npt.NDArray[np.float64]:
     """The noise distribution, not normalised: count ** exponent, float64 (V,)."""
     return counts.astype(np.float64) ** exponent
-
-
-class Sampler:
-    """The draws of each epoch; thresholds are computed once.
-
-    Args:
-        counts: (V,) int64; a count of 0 is taken as 1.
-        objective: gives sample, exponent and the number of draws.
-        seed: of the run.
-        kernels: the module that computes the alias table.
-    """
-
-    def __init__(
-        self, counts: npt.NDArray[np.int64], objective: SkipGram, seed: int, kernels: ModuleType
-    ) -> None:
-        counts = np.maximum(counts, 1)
-        self._n_keys = objective.n_keys
-        self._seed = seed
-        self._keep = keep_thresholds(counts, objective.sample)
-        self._threshold, self._alias = kernels.alias_table(noise_weights(counts, objective.ns_exponent))
-
-    def epoch(self, epoch: int) -> Draws:
-        """Keys and thresholds for one epoch."""
-        return Draws(stream_keys(self._seed, epoch, self._n_keys), self._keep, self._threshold, self._alias)
 
 
 def zeros(rows: int, dim: int) -> npt.NDArray[np.float32]:
