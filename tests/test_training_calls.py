@@ -84,7 +84,7 @@ def test_callbacks_are_told_in_order(tmp_path, monkeypatch):
     assert [moment.epoch for kind, moment, _ in diary.entries if kind == "epoch"] == [0, 1, 2]
     assert [len(moment.epoch_losses) for kind, moment, _ in diary.entries if kind == "epoch"] == [1, 2, 3]
     assert all(early.lr > late.lr for early, late in zip(moments[:3], moments[4:7], strict=True))
-    assert moments[0].lr == 0.025 and moments[-1].lr == pytest.approx(0.025e-4)
+    assert moments[0].lr == SkipGram().lr and moments[-1].lr == pytest.approx(SkipGram().lr * 1e-4)
     assert math.isnan(moments[0].loss) and moments[0].words_per_second == 0
     assert moments[0].seconds_left == math.inf and moments[-1].seconds_left == 0
     assert all(np.isfinite(moment.loss) and moment.words_per_second > 0 for moment in moments[1:])
@@ -162,7 +162,7 @@ def test_wrong_settings_are_refused(planted, settings, message):
         ({"pool": 0}, "pool must be at least 1"),
         ({"saturation": "hard"}, "saturation must be one of exact, clip, skip, got 'hard'"),
         ({"saturation": 3}, "saturation must be a string"),
-        ({"saturation": "clip"}, "saturation='clip' belongs to share=0, got share=5"),
+        ({"saturation": "clip"}, "saturation='clip' belongs to share=0, got share="),
         ({"share": 2, "saturation": "skip"}, "belongs to share=0, got share=2"),
         ({"lr": 0}, "lr must be at least"),
         ({"lr_last": -1}, "lr_last must be at least 0"),
@@ -171,6 +171,14 @@ def test_wrong_settings_are_refused(planted, settings, message):
 )
 def test_wrong_objectives_are_refused(settings, message):
     refused(SettingError, r"^SkipGram\(\): .*" + message, lambda: SkipGram(**settings))
+
+
+def test_presets_are_what_the_published_codes_do():
+    assert SkipGram.preset("firth") == SkipGram()
+    word2vec = SkipGram(share=0, saturation="clip", lr=0.025)
+    assert SkipGram.preset("word2vec") == word2vec
+    gensim = SkipGram(share=0, saturation="skip", lr=0.025, lr_last=1e-4, init=1.0)
+    assert SkipGram.preset("gensim") == gensim
 
 
 def test_unknown_preset_is_refused():
@@ -238,7 +246,7 @@ def test_result_has_context_counts_and_metadata_and_keeps_them(planted, tmp_path
         "firth": firth.__version__,
         "dim": 32,
         "epochs": 2,
-        "lr": 0.025,
+        "lr": SkipGram().lr,
         "threads": 1,
         "seed": 9,
         "device": "auto",

@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 
 PRUNE_ABOVE = 1_000_000  # a table of fewer different tokens is never pruned
-MOST_THREADS = 8  # unless asked for
+MOST_THREADS = 8
 
 
 class Tokens(NamedTuple):
@@ -107,7 +107,7 @@ def _no_token(token: object) -> SourceError:
 
 
 def check_threads(threads: int | None) -> int:
-    """The count of threads to use: as given, or one for each core this process may use, up to 8.
+    """The count of threads to use: as given, or one for each core this process may use, up to 8 each way.
 
     More would wait for the one that merges, and each holds about 30 MB.
 
@@ -119,7 +119,7 @@ def check_threads(threads: int | None) -> int:
         return min(cores, MOST_THREADS)
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise SettingError(f"threads must be a positive integer or None, got {threads!r}")
-    return threads
+    return min(threads, MOST_THREADS)
 
 
 def tokenised(
@@ -275,7 +275,7 @@ def ranked(
         )
         raise SourceError(
             f"{every} fewer than min_count={min_count} times; the most frequent is {words[top_row]!r:.60} "
-            f"with {int(counts[top_row]):,}: lower min_count"
+            f"with {int(counts[top_row]):,}: lower min_count (--min-count)"
         )
     order = np.array(rows, np.intp)
     return order[np.argsort(-counts[order], kind="stable")][:max_size]

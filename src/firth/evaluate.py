@@ -28,6 +28,7 @@ from firth.search import best_answers, rank_with_ties
 from firth.vectors import Vectors
 
 PATH = str | os.PathLike[str]
+Pair = tuple[str, str, float]
 METHODS = ("3cosadd", "3cosmul")
 CONVENTIONS = ("gensim", "word2vec")
 RESTRICT = {"gensim": 300_000, "word2vec": 30_000}
@@ -220,13 +221,28 @@ def word_pairs(
         SourceError: no pair is known.
         StorageError: the file cannot be read.
     """
-    place = Path(path)
+    pairs = read_pairs(path)
+    return score_pairs(vectors, path, pairs, restrict, case_insensitive, dummy4unknown)
+
+
+def score_pairs(
+    vectors: Vectors,
+    path: PATH,
+    pairs: Sequence[Pair],
+    restrict: int | None = None,
+    case_insensitive: bool = True,
+    dummy4unknown: bool = False,
+) -> PairScore:
+    """``word_pairs`` for pairs that were read before from ``path``.
+
+    Raises:
+        SourceError: no pair is known.
+    """
     fold: Callable[[str], str] = str.upper if case_insensitive else str
     rows = _rows_of(vectors, restrict, fold)
     gold, cosines = [], []
-    total = known = 0
-    for a, b, score in _read_pairs(place):
-        total += 1
+    known = 0
+    for a, b, score in pairs:
         row_a, row_b = rows.get(fold(a)), rows.get(fold(b))
         if row_a is not None and row_b is not None:
             known += 1
@@ -236,18 +252,30 @@ def word_pairs(
         else:
             continue
         gold.append(score)
+    total = len(pairs)
     if not gold:
-        what = (
-            f"none of its {total:,} pairs has both words among {len(rows):,} keys"
-            if total
-            else "there are no pairs in it"
+        raise SourceError(
+            f"word_pairs(): {path}: none of its {total:,} pairs has both words among {len(rows):,} keys"
         )
-        raise SourceError(f"word_pairs(): {place}: {what}")
     x, y = np.array(gold), np.array(cosines)
-    return PairScore(str(place), spearman(x, y), pearson(x, y), known, total, 100 * (total - known) / total)
+    return PairScore(str(path), spearman(x, y), pearson(x, y), known, total, 100 * (total - known) / total)
 
 
-def _read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
+def read_pairs(path: PATH) -> list[Pair]:
+    """The pairs of a file (see ``word_pairs``): word, word, number.
+
+    Raises:
+        FormatError: a line is not two words and a number.
+        SourceError: there are no pairs.
+        StorageError: the file cannot be read.
+    """
+    pairs = list(_read_pairs(Path(path)))
+    if not pairs:
+        raise SourceError(f"word_pairs(): {path}: there are no pairs in it")
+    return pairs
+
+
+def _read_pairs(path: Path) -> Iterator[Pair]:
     heading = True
     for number, line in _lines(path):
         text = line.strip()

@@ -15,12 +15,18 @@ from firth.errors import StorageError
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """``path`` as a ``Path`` if a file of that name could be written; for a check before long work.
+    """The file that writing to ``path`` would replace, if it can be; for a check before long work.
+
+    Returns:
+        ``path``, or what it points at if it is a symbolic link.
 
     Raises:
-        StorageError: the folder is missing or read-only, or the path is a folder.
+        StorageError: the folder is missing or read-only, or there is something at ``path`` that is not to
+            be replaced: a folder, a device, a pipe, a read-only file.
     """
     target = Path(path)
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
     folder = target.parent
     if not folder.is_dir():
         raise StorageError(f"cannot write {target}: the folder {folder} does not exist; create it first")
@@ -28,6 +34,10 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         raise StorageError(f"cannot write {target}: it is a folder, a file name is needed")
     if not os.access(folder, os.W_OK):
         raise StorageError(f"cannot write {target}: the folder {folder} is not writable")
+    if target.exists() and not target.is_file():
+        raise StorageError(f"cannot write {target}: it is a device or a pipe, a file name is needed")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise StorageError(f"cannot write {target}: the file is read-only")
     return target
 
 
@@ -75,10 +85,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
     except OSError as error:
+        # The sentence tells the free space: ask before the temporary file gives its own back.
+        failed = error if isinstance(error, StorageError) else storage_error(error, target)
         _remove(name)
-        if isinstance(error, StorageError):
+        if failed is error:
             raise
-        raise storage_error(error, target) from error
+        raise failed from error
     except BaseException:
         _remove(name)
         raise

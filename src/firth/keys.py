@@ -139,7 +139,8 @@ class Keys(Sequence[str]):
             rows = dict(zip(keys, range(len(keys)), strict=True))
             if len(rows) != len(keys):
                 row, key = next((row, key) for row, key in enumerate(keys) if rows[key] != row)
-                raise SettingError(f"{self._where}: {key!r} occurs twice, in rows {row} and {rows[key]}")
+                kind = SettingError if self._data.size == 0 else FormatError  # given, or read from a file
+                raise kind(f"{self._where}: {key!r} occurs twice, in rows {row} and {rows[key]}")
             self._rows = rows
         return self._rows
 

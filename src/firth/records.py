@@ -96,7 +96,7 @@ def csv_items(file: TextFile, errors: str, field: str, delimiter: str) -> Iterat
             raise exact.failed from None
         if isinstance(error, KeyError) or "include_columns" in str(error):
             raise SourceError(
-                f"{file.name} has no column {field!r}; name the column of the text with field="
+                f"{file.name} has no column {field!r}; name the column of the text with field= (--field)"
             ) from None
         raise SourceError(f"cannot read {file.name} as CSV: {str(error).splitlines()[0]}") from error
 
@@ -144,14 +144,14 @@ def _check_column(kind: Any, path: Path, field: str) -> None:
     if not (types.is_string(kind) or types.is_large_string(kind)):
         raise SourceError(
             f"{path}: column {field!r} holds {kind}, expected strings or lists of strings; "
-            f"name another with field="
+            f"name another with field= (--field)"
         )
 
 
 def _offer(names: Sequence[str], what: str) -> str:
     """The end of a sentence that tells the fields there are."""
     shown = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
-    return f"; it has {shown}: name the {what} of the text with field=" if names else ""
+    return f"; it has {shown}: name the {what} of the text with field= (--field)" if names else ""
 
 
 class _Exact:

@@ -225,7 +225,7 @@ class Checked:
             if zero_pos >= 0:
                 raise SourceError(
                     f"{self._name} holds a zero byte at byte {offset + zero_pos:,}: a binary file or UTF-16, "
-                    f"not text in UTF-8; convert it, or read it as it is with errors='replace'"
+                    f"not text in UTF-8; convert it, or read it as it is with errors='replace' (--replace-bad-bytes)"
                 )
             if not data.isascii():
                 self._check_strict(data, offset)
@@ -239,7 +239,7 @@ class Checked:
             hint = " (it begins like UTF-16)" if utf16 else ""
             raise SourceError(
                 f"{self._name} is not UTF-8{hint}: 0x{data[error.start]:02x} at byte "
-                f"{offset + error.start:,}, {error.reason}; convert it, or read it with errors='replace'"
+                f"{offset + error.start:,}, {error.reason}; convert it, or read it with errors='replace' (--replace-bad-bytes)"
             ) from None
 
 

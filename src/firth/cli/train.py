@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,9 @@ import typer
 
 from firth.cli.options import JSON, QUIET, default, number, option
 from firth.cli.output import print_json
-from firth.errors import Diverged, Interrupted, SettingError, StorageError, did_you_mean
-from firth.files import check_writable, remove_tree
+from firth.cli.places import check_apart, run_kept
+from firth.errors import SettingError, did_you_mean
+from firth.files import check_writable
 from firth.progress import pick
 
 if TYPE_CHECKING:
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from firth.vectors import Vectors
 
 _TEXT, _MODEL, _RUN = "What is read", "What is learned", "How it runs"
+_MIN_COUNT = 5
 
 
 def train(
     text: Annotated[
         list[str],
         typer.Argument(
-            metavar="TEXT...",
+            metavar="TEXT",
             help="Text files (plain, .gz, .bz2, .xz, .zst, .jsonl, .csv, .parquet), folders, or - for stdin.",
         ),
     ],
@@ -65,8 +66,15 @@ def train(
         ),
     ] = False,
     min_count: Annotated[
-        int, number("--min-count", low=1, help="Leave out words that occur fewer times.", panel=_TEXT)
-    ] = 5,
+        int | None,
+        number(
+            "--min-count",
+            low=1,
+            help="Leave out words that occur fewer times.",
+            panel=_TEXT,
+            shown=_MIN_COUNT,
+        ),
+    ] = None,
     max_vocab: Annotated[
         int | None,
         number("--max-vocab", low=2, help="Keep at most so many words, the most frequent.", panel=_TEXT),
@@ -148,6 +156,7 @@ def train(
     """
     from firth.cli.pairs import PairScores
     from firth.corpus import Corpus
+    from firth.formats import format_for_writing
     from firth.kernels import pick as pick_kernels
     from firth.sources import Tokenizer
     from firth.training import train as train_vectors
@@ -156,17 +165,28 @@ def train(
 
     # All that can be wrong with the call is told before any text is read.
     check_writable(output)
-    if vocab is not None and max_vocab is not None:
-        raise SettingError("firth train takes --vocab or --max-vocab, got both; leave one out")
+    form = format_for_writing(output, None)
+    if context and not form.complete:
+        raise SettingError(
+            f"--context needs a file that holds a second table: -o {output} would be {form.name}, "
+            "which holds one; name it .safetensors"
+        )
+    for flag, value in (("--max-vocab", max_vocab), ("--min-count", min_count)):
+        if vocab is not None and value is not None:
+            raise SettingError(f"firth train takes --vocab or {flag}, got both; leave one out")
     goal = _objective(objective, preset, {"window": window, "negatives": negatives, "sample": sample})
     pick_kernels(device)
-    with contextlib.closing(pick(quiet)) as progress:
+    tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
+    folder = output.with_name(output.name + ".run") if run is None else run
+    _check_places(text, vocab, pairs, output, folder, cache)
+    scores = None if pairs is None else PairScores(pairs)
+    with contextlib.closing(pick(quiet)) as progress, run_kept(folder, run is None, progress):
         corpus = Corpus.encode(
             _source(text),
             None if vocab is None else Vocab.load(vocab),
-            min_count=min_count,
+            min_count=min_count or _MIN_COUNT,
             max_size=max_vocab,
-            tokenizer=Tokenizer(lower=lower, nfc=nfc, pattern=pattern),
+            tokenizer=tokenizer,
             errors="replace" if replace else "strict",
             field=field,
             cache=cache,
@@ -174,38 +194,40 @@ def train(
             progress=progress,
         )
         check_fits(len(corpus.vocab), dim, keep_context=context)
-        scores = None if pairs is None else PairScores(pairs, corpus.vocab.tokens)
-        folder = output.with_name(output.name + ".run") if run is None else run
-        try:
-            vectors = train_vectors(
-                corpus,
-                goal,
-                dim=dim,
-                epochs=epochs,
-                lr=lr,
-                threads=threads,
-                seed=seed,
-                device=device,
-                run=folder,
-                resume=resume,
-                keep_context=context,
-                callbacks=[] if scores is None else [scores],
-                progress=progress,
-            )
-        except (Diverged, StorageError):
-            if run is None and not any(folder.glob("checkpoint-*")):
-                remove_tree(folder)  # there is nothing to go on from
-            raise
-        except Interrupted as stopped:
-            progress.close()
-            print(f"firth: {stopped}:\n{_resume_line()}", file=sys.stderr)
-            raise
-    if scores is not None:
-        vectors = scores.added_to(vectors)
-    vectors.save(output)
-    if run is None:
-        remove_tree(folder)
+        form.check(output, corpus.vocab.tokens)
+        if scores is not None:
+            scores.check(corpus.vocab.tokens)
+        vectors = train_vectors(
+            corpus,
+            goal,
+            dim=dim,
+            epochs=epochs,
+            lr=lr,
+            threads=threads,
+            seed=seed,
+            device=device,
+            run=folder,
+            resume=resume,
+            keep_context=context,
+            callbacks=[] if scores is None else [scores],
+            progress=progress,
+        )
+        if scores is not None:
+            vectors = scores.added_to(vectors)
+        vectors.save(output)
     _print_summary(corpus, vectors, output, as_json)
+
+
+def _check_places(
+    text: list[str], vocab: Path | None, pairs: Path | None, output: Path, folder: Path, cache: Path | None
+) -> None:
+    """Refuse to write over what is read, or into it."""
+    from firth.cache import cache_folder
+    from firth.sources import find_source
+
+    read = [*(find_source(_source(text)).files or []), *filter(None, (vocab, pairs))]
+    written = [("-o", output), ("--run" if folder.suffix != ".run" else "the run folder", folder)]
+    check_apart(text, read, [*written, ("the cache folder", cache_folder(cache))])
 
 
 def _source(text: list[str]) -> str | list[Path]:
@@ -227,12 +249,6 @@ def _objective(name: str, preset: str | None, given: dict[str, Any]) -> SkipGram
     kind = OBJECTIVES[name]
     start = kind() if preset is None else kind.preset(preset)
     return dataclasses.replace(start, **{key: value for key, value in given.items() if value is not None})
-
-
-def _resume_line() -> str:
-    """The command of this process with --resume."""
-    arguments = sys.argv[1:]
-    return shlex.join(["firth", *arguments, *([] if "--resume" in arguments else ["--resume"])])
 
 
 def _print_summary(corpus: Corpus, vectors: Vectors, output: Path, as_json: bool) -> None:

@@ -83,11 +83,24 @@ def read(path: Path, name: str | None, options: Options) -> Table:
 
 
 def format_for_writing(path: Path, name: str | None) -> Format:
-    """The format called ``name``, or the one that the ending of ``path`` chooses, or the native one."""
+    """The format called ``name``, or the one that the ending of ``path`` chooses, or the native one.
+
+    Raises:
+        SettingError: no such format, or an ending that promises compression.
+    """
+    check_uncompressed(path)
     if name is not None:
         return _named(name)
     suffix = path.suffix.lower()
     return next((row for row in FORMATS.values() if suffix in row.suffixes), FORMATS["safetensors"])
+
+
+def check_uncompressed(path: Path) -> None:
+    """Refuse a name that promises compression, which firth does not write."""
+    if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst"):
+        raise SettingError(
+            f"cannot write {path}: vectors are written uncompressed; save as {path.stem} and compress it"
+        )
 
 
 def write(path: Path, table: Table, name: str | None) -> None:

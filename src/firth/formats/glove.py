@@ -8,6 +8,7 @@ Source: https://github.com/stanfordnlp/GloVe.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from firth.errors import FormatError
@@ -58,15 +59,20 @@ def write(path: Path, table: Table) -> None:
         FormatError: a key would be read back as another, or a number is not finite.
         StorageError: the file cannot be written.
     """
-    text.check_uncompressed(path)
-    for key in table.keys:
+    check(path, table.keys)
+    with replacing(path) as file:
+        text.write_rows(file, path, table, NAME)
+
+
+def check(path: Path, keys: Iterable[str]) -> None:
+    """Refuse keys that would be read back as others by ``FormatError``."""
+    for key in keys:
+        text.encode_key(key, path, NAME)
         if " " in key and text.is_number(key.rsplit(" ", 1)[1].encode("utf-8", "surrogatepass")):
             raise FormatError(
                 f"cannot write {path}: the end of the key {key!r} would be read as a number, since {NAME} "
                 "has no header; use word2vec text or safetensors"
             )
-    with replacing(path) as file:
-        text.write_rows(file, path, table, NAME)
 
 
-FORMAT = Format("glove", (".glove",), recognise, read, write)
+FORMAT = Format("glove", (".glove",), recognise, read, write, check)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,4 +229,8 @@ def write(path: Path, table: Table) -> None:
             file.write(np.ascontiguousarray(array, _NUMPY[dtype]).data)
 
 
-FORMAT = Format("safetensors", (".safetensors",), recognise, read, write)
+def check(path: Path, keys: Iterable[str]) -> None:
+    """Every key can be written."""
+
+
+FORMAT = Format("safetensors", (".safetensors",), recognise, read, write, check, complete=True)

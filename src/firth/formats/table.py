@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ class Format:
         recognise: whether the beginning of a file is of this format.
         read: path and options to ``Table``.
         write: path and ``Table`` to a file, whole or not at all.
+        check: refuses, by ``FormatError``, keys that ``write`` would refuse to write to a path.
+        complete: whether it holds counts, context and metadata too.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Format:
     recognise: Callable[[Head], bool]
     read: Callable[[Path, Options], Table]
     write: Callable[[Path, Table], None]
+    check: Callable[[Path, Iterable[str]], None]
+    complete: bool = False
 
 
 def read_head(path: Path) -> Head:

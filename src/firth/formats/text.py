@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from firth.errors import FormatError, SettingError
+from firth.errors import FormatError
 from firth.formats.table import Head, Rows, Table, file_size, warn
 from firth.textfiles import TextFile
 
@@ -264,11 +264,3 @@ def encode_key(key: str, path: Path, format_name: str) -> bytes:
             "use safetensors"
         )
     return data
-
-
-def check_uncompressed(path: Path) -> None:
-    """Refuse a name that promises compression, which firth does not write."""
-    if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst"):
-        raise SettingError(
-            f"cannot write {path}: vectors are written uncompressed; save as {path.stem} and compress it"
-        )

@@ -6,6 +6,7 @@ first is written. A key with a space could not be told from the end of a key and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -103,18 +104,23 @@ def write(path: Path, table: Table) -> None:
         FormatError: a key holds a space or a line end.
         StorageError: the file cannot be written.
     """
-    text.check_uncompressed(path)
+    check(path, table.keys)
     keys = [text.encode_key(key, path, NAME) for key in table.keys]
-    for key in table.keys:
-        if " " in key:
-            raise FormatError(
-                f"cannot write {path}: the key {key!r} holds a space, which ends a key in {NAME}; "
-                "use word2vec text or safetensors"
-            )
     with replacing(path) as file:
         file.write(b"%d %d\n" % table.matrix.shape)
         for data, row in zip(keys, np.asarray(table.matrix, "<f4"), strict=True):
             file.write(data + b" " + row.tobytes() + b"\n")
 
 
-FORMAT = Format("word2vec-binary", (".bin",), recognise, read, write)
+def check(path: Path, keys: Iterable[str]) -> None:
+    """Refuse keys with a space or a line end by ``FormatError``."""
+    for key in keys:
+        text.encode_key(key, path, NAME)
+        if " " in key:
+            raise FormatError(
+                f"cannot write {path}: the key {key!r} holds a space, which ends a key in {NAME}; "
+                "use word2vec text or safetensors"
+            )
+
+
+FORMAT = Format("word2vec-binary", (".bin",), recognise, read, write, check)

@@ -6,6 +6,7 @@ a space. Source: https://code.google.com/archive/p/word2vec, ``word2vec.c``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from firth.errors import FormatError
@@ -122,10 +123,15 @@ def write(path: Path, table: Table) -> None:
         FormatError: a key holds a line end, or a number is not finite.
         StorageError: the file cannot be written.
     """
-    text.check_uncompressed(path)
     with replacing(path) as file:
         file.write(b"%d %d\n" % table.matrix.shape)
         text.write_rows(file, path, table, NAME)
 
 
-FORMAT = Format("word2vec", (".txt", ".vec"), recognise, read, write)
+def check(path: Path, keys: Iterable[str]) -> None:
+    """Refuse keys with a line end by ``FormatError``."""
+    for key in keys:
+        text.encode_key(key, path, NAME)
+
+
+FORMAT = Format("word2vec", (".txt", ".vec"), recognise, read, write, check)

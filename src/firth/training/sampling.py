@@ -13,6 +13,8 @@ from firth.kernels.reference import stream_keys
 ROW_FLOATS = 16
 """Rows are padded with zeros to a multiple of this, 64 bytes: one cache line, one vector register."""
 
+HUGE_PAGE = 1 << 21
+
 _INIT = 0x1E17  # the kind of draw that fills the first table; no epoch has so high a number
 
 
@@ -43,16 +45,22 @@ def noise_weights(counts: npt.NDArray[np.int64], exponent: float) -> npt.NDArray
 
 
 def zeros(rows: int, dim: int) -> npt.NDArray[np.float32]:
-    """A zero table float32 (rows, padded dim), aligned to pages, on huge pages where there are any.
+    """A zero table float32 (rows, padded dim), on huge pages where the system has them.
 
-    A row is read at random, so each read of a small page would miss the TLB as well.
+    A row is read at random, so that with small pages each read would miss the TLB as well. Small
+    tables and systems without huge pages get memory that is aligned to pages.
     """
     width = -(-dim // ROW_FLOATS) * ROW_FLOATS
-    n_bytes = rows * width * 4
-    memory = mmap.mmap(-1, max(n_bytes, 1))
+    count = rows * width
     if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Private, since shared anonymous memory takes no huge pages; aligned, since they must be.
+        memory = mmap.mmap(-1, count * 4 + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.float32, count=rows * width).reshape(rows, width)
+    else:
+        memory = mmap.mmap(-1, count * 4 + HUGE_PAGE)
+    whole = np.frombuffer(memory, np.float32)
+    skip = -whole.ctypes.data % HUGE_PAGE // 4
+    return whole[skip : skip + count].reshape(rows, width)
 
 
 def initial_inputs(rows: int, dim: int, spread: float, seed: int) -> npt.NDArray[np.float32]:
