@@ -68,6 +68,7 @@ class Queries:
         return int(key) if is_row else -1  # type: ignore[call-overload]
 
     def _rows(self, keys: Iterable[Key]) -> NDArray[np.int64]:
+        _refuse_one(keys)
         return np.array([self.get_index(key) for key in keys], np.int64)
 
     def _where(self) -> str:
@@ -121,9 +122,10 @@ class Queries:
             ignore_missing: leave out keys that are not there, rather than raise.
 
         Raises:
-            SettingError: no keys, or another number of weights.
+            SettingError: no keys, one string for a list of keys, or another number of weights.
             KeyNotFound: a key is missing and ``ignore_missing`` is off.
         """
+        _refuse_one(keys)
         if len(keys) == 0:
             raise SettingError("get_mean_vector(): no keys are given, and there is no mean of nothing")
         factors = np.ones(len(keys)) if weights is None else np.asarray(weights, np.float64)
@@ -297,10 +299,12 @@ class Queries:
             restrict_vocab: search the first rows only.
 
         Returns:
-            row numbers (Q, K) int64 and cosines (Q, K) float32, best first; K is ``topn`` or, in a
-            short table, less.
+            row numbers (Q, K) int64 and cosines (Q, K) float32, best first; K is ``topn`` or, where
+            that is less, the most that a query has. One that has fewer, being a row that is searched
+            among queries that are not, ends in the row number -1 with the cosine minus infinity.
 
         Raises:
+            SettingError: ``topn`` below 1, or one string for a list of keys.
             KeyNotFound: a key is not there.
             ShapeError: an array of another width, or with NaN or infinity in it.
         """
@@ -319,8 +323,6 @@ class Queries:
                 raise ShapeError("nearest(): a query holds NaN or infinity")
             vectors = vectors * inverse(lengths(vectors))[:, None]
         else:
-            if isinstance(queries, str):
-                raise SettingError(f"nearest(): a list of keys is expected, not one key; try [{queries!r}]")
             rows = self._rows(queries)
             vectors = self._matrix[rows] * self._inverse_norms()[rows, None]
             if (rows < last).any():
@@ -333,7 +335,11 @@ class Queries:
         """``nearest`` with names: for each query ``[(key, cosine), ...]``."""
         ids, scores = self.nearest(queries, topn, restrict_vocab)
         self._keys.to_list()  # many names are wanted: decode them once
-        return [self._named(row, score) for row, score in zip(ids, scores, strict=True)]
+        found = (ids >= 0).sum(axis=1)
+        return [
+            self._named(row[:count], score[:count])
+            for row, score, count in zip(ids, scores, found, strict=True)
+        ]
 
     def most_similar_cosmul(
         self,
@@ -350,20 +356,25 @@ class Queries:
 
         Returns:
             ``[(key, score), ...]``, or all scores (N,) float32 for ``topn=None``.
+
+        Raises:
+            KeyNotFound: a key is not there.
+            SettingError: nothing is given.
         """
-        above, _ = self._split(positive, None, "most_similar_cosmul")
-        below = self._split(None, negative, "most_similar_cosmul")[0] if _as_list(negative) else []
+        keys, _ = self._split(positive, negative, "most_similar_cosmul")
+        above, below = keys[: len(_as_list(positive))], keys[len(_as_list(positive)) :]
         first, last = self._range(0, None, restrict_vocab, "most_similar_cosmul")
         if topn is not None and topn < 1:
             return []
-        scores = np.ones(last - first, np.float32)
-        for keys, factor in ((above, 1), (below, -1)):
-            product = np.ones(last - first, np.float32)
-            for key in keys:
+        similar, other = np.ones((2, last - first), np.float32)
+        for product, part in ((similar, above), (other, below)):
+            for key in part:
                 query = self.get_mean_vector([key], post_normalize=True, ignore_missing=False)
-                cosines = self._cosines(query, first, last)
-                product *= (1 + cosines) / 2
-            scores = scores * product if factor > 0 else scores / (product + np.float32(1e-6))
+                product *= (1 + self._cosines(query, first, last)) / 2
+        # The cosine with a row that holds NaN is minus infinity: such rows come last.
+        good = np.isfinite(similar) & np.isfinite(other)
+        scores = np.full(last - first, -np.inf, np.float32)
+        np.divide(similar, other + np.float32(1e-6), out=scores, where=good)
         if topn is None:
             return scores
         asked = sorted({self.get_index(key) for key in (*above, *below) if not isinstance(key, np.ndarray)})
@@ -401,6 +412,7 @@ class Queries:
 
     def doesnt_match(self, words: Sequence[Key]) -> str:
         """The key that is farthest from the mean of all; missing keys are left out, with a warning."""
+        _refuse_one(words)
         known = [word for word in words if word in self]
         if len(known) < len(words):
             missing = [word for word in words if word not in self]
@@ -444,6 +456,12 @@ class Queries:
         if total == 0:
             raise SettingError(f"relative_cosine_similarity(): {wa!r} has no similar keys")
         return self.similarity(wa, wb) / total
+
+
+def _refuse_one(keys: object) -> None:
+    # A string is a sequence too, of keys of one letter, which may even be there.
+    if isinstance(keys, str):
+        raise SettingError(f"a list of keys is expected, not the one string {keys!r:.60}; try [{keys!r:.60}]")
 
 
 def _as_list(items: Items) -> list[Any]:

@@ -43,8 +43,9 @@ def top_k(
         skip: (Q, S) int64, rows to leave out for each query; -1 stands for none.
 
     Returns:
-        ids (Q, min(k, V - S)) int64 and scores float32, by falling score and, among equals,
-        rising id. A score that is NaN ranks last and is returned as minus infinity.
+        ids (Q, K) int64 and scores float32, by falling score and, among equals, rising id; K is k
+        or the most rows that any query has left. Where a query has fewer, the id -1 and minus
+        infinity fill up. A score that is NaN ranks last and is returned as minus infinity.
 
     Raises:
         ShapeError: shapes that do not fit.
@@ -71,9 +72,7 @@ def top_k(
         part = queries[start : start + step]
         find = _by_groups if grouped else _directly
         ids[start : start + step], scores[start : start + step] = find(part, matrix, most, scale)
-    return (
-        (ids, scores) if skip is None else _leave_out(ids, scores, skip, min(k, max(0, len(matrix) - extra)))
-    )
+    return (ids, scores) if skip is None else _leave_out(ids, scores, skip, k)
 
 
 def _directly(
@@ -145,10 +144,14 @@ def _best_of(
 def _leave_out(
     ids: NDArray[np.int64], scores: NDArray[np.float32], skip: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The first ``k`` of each row whose ids are not in ``skip``."""
+    """The first ``k`` of each row whose ids are not in ``skip``; -1 and minus infinity where there are fewer."""
     unwanted = (ids[:, :, None] == skip[:, None, :]).any(axis=2)
-    order = np.argsort(unwanted, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    left = np.count_nonzero(~unwanted, axis=1)
+    order = np.argsort(unwanted, axis=1, kind="stable")[:, : min(k, int(left.max(initial=0)))]
+    ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    missing = np.arange(order.shape[1]) >= left[:, None]
+    ids[missing], scores[missing] = -1, -np.inf
+    return ids, scores
 
 
 def _by_groups(

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from firth.errors import SettingError, SourceError, StorageError
 from firth.files import storage_error
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CHUNK = 4 << 20  # bytes read at a time: one unit of parallel work
 LONGEST_TOKEN = 16 << 20  # bytes without white space that are still taken for text
 READ_ERRORS = ("strict", "replace")
+_REPLACE = "errors='replace' (--replace-bad-bytes)"
 
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
@@ -67,7 +68,7 @@ class TextFile:
         self.name = "standard input" if path is None else str(path)
         self.place = 0
         self._given = 0
-        self._file: IO[bytes] = sys.stdin.buffer if path is None else _open(path)
+        self._file: IO[bytes] = standard_input().buffer if path is None else _open(path)
         self._head = self._raw_read(10)
         self.compression = recognise(self._head)
         self._stream: Bytes = _Raw(self) if self.compression is None else _inflate(self.compression, self)
@@ -149,6 +150,17 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
+def standard_input() -> TextIO:
+    """``sys.stdin``.
+
+    Raises:
+        StorageError: it is closed.
+    """
+    if sys.stdin is None:
+        raise StorageError("cannot read standard input: it is closed")
+    return sys.stdin
+
+
 def recognise(head: bytes) -> str | None:
     """The compression that the first ten bytes of a file tell: gzip, bzip2, xz, zstd or ``None``."""
     if _BZIP2.match(head):
@@ -225,7 +237,7 @@ class Checked:
             if zero_pos >= 0:
                 raise SourceError(
                     f"{self._name} holds a zero byte at byte {offset + zero_pos:,}: a binary file or UTF-16, "
-                    f"not text in UTF-8; convert it, or read it as it is with errors='replace' (--replace-bad-bytes)"
+                    f"not text in UTF-8; convert it, or read it as it is with {_REPLACE}"
                 )
             if not data.isascii():
                 self._check_strict(data, offset)
@@ -239,7 +251,7 @@ class Checked:
             hint = " (it begins like UTF-16)" if utf16 else ""
             raise SourceError(
                 f"{self._name} is not UTF-8{hint}: 0x{data[error.start]:02x} at byte "
-                f"{offset + error.start:,}, {error.reason}; convert it, or read it with errors='replace' (--replace-bad-bytes)"
+                f"{offset + error.start:,}, {error.reason}; convert it, or read it with {_REPLACE}"
             ) from None
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn, cast
+from typing import NoReturn, TextIO, cast
 
 from firth.errors import FirthError, did_you_mean
 
@@ -23,24 +24,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")
     sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command of ``argv`` (without the program's name); the exit code."""
-    import typer
-
-    from firth.cli.app import command
-
-    # Usage errors have no public name in typer; that of a bad parameter is one kind of them.
-    usage_error = cast(type[Exception], typer.BadParameter.__mro__[1])
     try:
-        code = command().main(args=list(argv), prog_name="firth", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return _run(argv)
     except FirthError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone; what is still buffered must not fail at exit.
@@ -51,8 +46,39 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
         return _fail(f"cannot read or write{place}: {error.strerror or error}", 1)
-    except usage_error as error:
-        return _fail(_usage_sentence(error, argv), 2)
+
+
+def _run(argv: Sequence[str]) -> int:
+    import typer
+
+    from firth.cli.app import command
+
+    # Usage errors have no public name in typer; that of a bad parameter is one kind of them.
+    usage_error = cast(type[Exception], typer.BadParameter.__mro__[1])
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = command().main(args=list(argv), prog_name="firth", standalone_mode=False)
+        except typer.Abort:
+            return INTERRUPTED
+        except usage_error as error:
+            return _fail(_usage_sentence(error, argv), 2)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a sentence, in the place of ``warnings.showwarning``."""
+    from firth.cli.output import printable
+
+    print(f"firth: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _fail(sentence: str, code: int) -> int:

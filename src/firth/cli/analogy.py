@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from firth.cli.options import JSON, RESTRICT, TOP, VECTORS
-from firth.cli.output import print_json, print_table
+from firth.cli.output import print_json, print_table, rounded
 
 
 def analogy(
@@ -35,6 +35,6 @@ def analogy(
     else:
         found = loaded.most_similar(positive=[b, c], negative=[a], topn=top, restrict_vocab=restrict)
     if as_json:
-        print_json({"query": [a, b, c], "answers": [[key, round(score, 6)] for key, score in found]})
+        print_json({"query": [a, b, c], "answers": [[key, rounded(score)] for key, score in found]})
     else:
         print_table([key, f"{score:.4f}"] for key, score in found)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from firth.cli.options import VECTORS
+from firth.cli.options import JSON, VECTORS
+from firth.cli.output import print_json
 from firth.files import check_writable
 
 
@@ -23,6 +24,7 @@ def convert(
             help="safetensors, word2vec, word2vec-binary or glove; else the ending of OUT decides.",
         ),
     ] = None,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write vectors in another format; that of IN is recognised by what the file holds.
 
@@ -33,7 +35,12 @@ def convert(
     from firth.vectors import Vectors
 
     # A wrong name or folder is told before a large file is read.
-    format_for_writing(check_writable(output), format_)
+    check_writable(output)
+    form = format_for_writing(output, format_)
     loaded = Vectors.load(vectors)
-    loaded.save(output, format=format_)
+    loaded.save(output, format=form.name)
+    if as_json:
+        facts = {"output": str(output), "format": form.name, "vectors": len(loaded)}
+        print_json({**facts, "dim": loaded.vector_size})
+        return
     print(f"{len(loaded):,} vectors of {loaded.vector_size} written to {output}", file=sys.stderr)

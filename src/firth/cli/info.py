@@ -14,7 +14,7 @@ from firth.errors import SettingError
 
 def info(
     vectors: Annotated[
-        Path | None, typer.Argument(metavar="[VECTORS]", help="A file of vectors in any known format.")
+        Path | None, typer.Argument(metavar="VECTORS", help="A file of vectors in any known format.")
     ] = None,
     cache: Annotated[bool, typer.Option("--cache", help="Show the cache of encoded texts instead.")] = False,
     as_json: Annotated[bool, JSON] = False,
@@ -46,7 +46,7 @@ def _vectors(path: Path) -> dict[str, Any]:
 
     form = recognise(path)
     loaded = Vectors.load(path)
-    return {
+    facts = {
         "file": str(path),
         "format": form.name,
         "bytes": path.stat().st_size,
@@ -55,8 +55,9 @@ def _vectors(path: Path) -> dict[str, Any]:
         "counts": loaded.counts is not None,
         "context": loaded.context is not None,
         "first": loaded.index_to_key[:10],
-        **loaded.metadata,
     }
+    # What is counted here is truer than what somebody noted: reduce() changes the dim of a run.
+    return {**facts, **{name: value for name, value in loaded.metadata.items() if name not in facts}}
 
 
 def _cache() -> dict[str, Any]:
@@ -65,15 +66,15 @@ def _cache() -> dict[str, Any]:
     found = entries()
     return {
         "cache": str(cache_folder()),
-        "texts": len(found),
         "bytes": sum(entry.size for entry in found),
-        **{
-            str(entry.folder): {
-                "of": entry.description.get("source", "(work under way)"),
+        "texts": [
+            {
+                "source": entry.description.get("source", "(work under way)"),
                 "bytes": entry.size,
+                "folder": str(entry.folder),
             }
             for entry in found
-        },
+        ],
     }
 
 

@@ -33,13 +33,19 @@ def number(
         if value is None or ((low is None or value >= low) and (high is None or value <= high)):
             return value
         limit = " and ".join(
-            f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
+            f"{word} {_plain(bound)}"
+            for word, bound in (("at least", low), ("at most", high))
+            if bound is not None
         )
         raise SettingError(f"{flags[0]} must be {limit}, got {value}")
 
     if shown is not None:
         help += f" \\[default: {shown}]"
     return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=panel, callback=checked)
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 VECTORS = typer.Argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,11 @@ _ENDS = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)
 def print_json(value: object) -> None:
     """``value`` as one line of JSON; NaN, which JSON does not have, must not be in it."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_ENDS), flush=True)
+
+
+def rounded(score: float) -> float | None:
+    """A score for JSON: six digits; ``None`` where it is no number, as beside a row with NaN in it."""
+    return round(score, 6) if math.isfinite(score) else None
 
 
 def print_table(rows: Iterable[Sequence[str]], indent: str = "") -> None:

@@ -9,7 +9,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from firth.errors import Diverged, FormatError, Interrupted, RunError, SettingError, SourceError, StorageError
+from firth.errors import (
+    Diverged,
+    FormatError,
+    Interrupted,
+    RunError,
+    SettingError,
+    SourceError,
+    StorageError,
+)
 from firth.files import remove_tree
 from firth.progress import Reporter
 
@@ -27,9 +35,9 @@ def check_apart(texts: Sequence[str], files: Sequence[Path], written: Sequence[t
     """
     folders = [os.path.realpath(name) for name in texts if os.path.isdir(name)]
     for option, path in written:
-        place = os.path.realpath(path)
+        place = Path(os.path.realpath(path))
         for folder in folders:
-            if Path(place).is_relative_to(folder):
+            if place.is_relative_to(folder) and not _hidden(place.relative_to(folder)):
                 raise SettingError(
                     f"{option} {path} lies in the folder {folder}, all of which is read as text; "
                     "name a place outside of it"
@@ -42,14 +50,8 @@ def check_apart(texts: Sequence[str], files: Sequence[Path], written: Sequence[t
 
 
 @contextlib.contextmanager
-def run_kept(folder: Path, own: bool, progress: Reporter) -> Iterator[None]:
-    """Around training and saving: when they fail, tell how to go on, or leave no run folder behind.
-
-    Args:
-        folder: the run folder.
-        own: whether it was chosen here and not by ``--run``; it is removed at the end.
-        progress: closed before anything is printed.
-    """
+def ctrl_c_told(folder: Path, progress: Reporter) -> Iterator[None]:
+    """At Ctrl-C: close ``progress`` and print how to go on from the run folder, if there is something."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -59,23 +61,40 @@ def run_kept(folder: Path, own: bool, progress: Reporter) -> Iterator[None]:
             print(f"firth: {sentence}:\n{resume_line()}", file=sys.stderr)
         else:
             print("firth: stopped before there was anything to save", file=sys.stderr)
-            _remove_run(folder, own)
         raise
+
+
+@contextlib.contextmanager
+def run_kept(folder: Path, own: bool) -> Iterator[None]:
+    """Around training and saving: a run folder stays as long as somebody can go on from it.
+
+    Args:
+        folder: the run folder.
+        own: whether it was chosen here and not by ``--run``. Then it is removed after success, and
+            after a failure that leaves nothing to go on from.
+    """
+    before = _has_checkpoint(folder)
+    try:
+        yield
     except RunError:
         raise  # the folder is another's
-    except SourceError:
-        _remove_run(folder, own)  # the text has nothing to go on with
-        raise
-    except (Diverged, FormatError, StorageError) as error:
-        if not _has_checkpoint(folder):
+    except BaseException as error:
+        kept = before or (_has_checkpoint(folder) and not isinstance(error, SourceError))
+        if not kept:
             _remove_run(folder, own)
-            raise
-        if isinstance(error, Diverged):
-            kept = f"{folder} keeps the last good checkpoint: remove it before a run with another lr"
-        else:
-            kept = f"{folder} has the run: the same command with --resume goes on"
-        raise type(error)(f"{error}; {kept}") from error
+        elif isinstance(error, Diverged):
+            sentence = f"{folder} keeps the last good checkpoint: remove it before a run with another lr"
+            raise Diverged(f"{error}; {sentence}") from error
+        elif isinstance(error, (FormatError, StorageError)):
+            sentence = f"{folder} has the run: the same command with --resume goes on"
+            raise type(error)(f"{error}; {sentence}") from error
+        raise
     _remove_run(folder, own)
+
+
+def _hidden(path: Path) -> bool:
+    """Whether it is passed over where a folder is read."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def resume_line() -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firth.cli.options import JSON, RESTRICT, TOP, VECTORS
-from firth.cli.output import print_json, print_table, printable
+from firth.cli.output import print_json, print_table, printable, rounded
 from firth.errors import KeyNotFound
+from firth.textfiles import standard_input
 
 if TYPE_CHECKING:
     from firth.vectors import Vectors
@@ -24,7 +25,7 @@ def similar(
     vectors: Annotated[Path, VECTORS],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[WORD]...", help="The words; without any, standard input, one a line."),
+        typer.Argument(metavar="WORD", help="The words; without any, standard input, one a line."),
     ] = None,
     top: Annotated[int, TOP] = 10,
     restrict: Annotated[int | None, RESTRICT] = None,
@@ -46,9 +47,10 @@ def similar(
         _answer(loaded, words, top, restrict, as_json)
         return
     failed = False
-    lines = (line.strip("\n\r") for line in sys.stdin)
+    given = standard_input()
+    lines = (line.strip("\n\r") for line in given)
     # A person at a terminal wants the answer to each line at once.
-    size = 1 if sys.stdin.isatty() else _BATCH
+    size = 1 if given.isatty() else _BATCH
     wanted = filter(None, lines)
     while batch := list(itertools.islice(wanted, size)):
         known = []
@@ -71,7 +73,7 @@ def _answer(vectors: Vectors, words: Iterable[str], top: int, restrict: int | No
     found = vectors.most_similar_batch(asked, topn=top, restrict_vocab=restrict)
     for word, neighbours in zip(asked, found, strict=True):
         if as_json:
-            print_json({"query": word, "neighbours": [[key, round(score, 6)] for key, score in neighbours]})
+            print_json({"query": word, "neighbours": [[key, rounded(score)] for key, score in neighbours]})
             continue
         print_table([[word]])
         print_table(([key, f"{score:.4f}"] for key, score in neighbours), indent="  ")

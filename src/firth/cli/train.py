@@ -13,7 +13,7 @@ import typer
 
 from firth.cli.options import JSON, QUIET, default, number, option
 from firth.cli.output import print_json
-from firth.cli.places import check_apart, run_kept
+from firth.cli.places import check_apart, ctrl_c_told, run_kept
 from firth.errors import SettingError, did_you_mean
 from firth.files import check_writable
 from firth.progress import pick
@@ -180,7 +180,7 @@ def train(
     folder = output.with_name(output.name + ".run") if run is None else run
     _check_places(text, vocab, pairs, output, folder, cache)
     scores = None if pairs is None else PairScores(pairs)
-    with contextlib.closing(pick(quiet)) as progress, run_kept(folder, run is None, progress):
+    with contextlib.closing(pick(quiet)) as progress, ctrl_c_told(folder, progress):
         corpus = Corpus.encode(
             _source(text),
             None if vocab is None else Vocab.load(vocab),
@@ -197,24 +197,25 @@ def train(
         form.check(output, corpus.vocab.tokens)
         if scores is not None:
             scores.check(corpus.vocab.tokens)
-        vectors = train_vectors(
-            corpus,
-            goal,
-            dim=dim,
-            epochs=epochs,
-            lr=lr,
-            threads=threads,
-            seed=seed,
-            device=device,
-            run=folder,
-            resume=resume,
-            keep_context=context,
-            callbacks=[] if scores is None else [scores],
-            progress=progress,
-        )
-        if scores is not None:
-            vectors = scores.added_to(vectors)
-        vectors.save(output)
+        with run_kept(folder, own=run is None):
+            vectors = train_vectors(
+                corpus,
+                goal,
+                dim=dim,
+                epochs=epochs,
+                lr=lr,
+                threads=threads,
+                seed=seed,
+                device=device,
+                run=folder,
+                resume=resume,
+                keep_context=context,
+                callbacks=[] if scores is None else [scores],
+                progress=progress,
+            )
+            if scores is not None:
+                vectors = scores.added_to(vectors)
+            vectors.save(output)
     _print_summary(corpus, vectors, output, as_json)
 
 
@@ -226,8 +227,8 @@ def _check_places(
     from firth.sources import find_source
 
     read = [*(find_source(_source(text)).files or []), *filter(None, (vocab, pairs))]
-    written = [("-o", output), ("--run" if folder.suffix != ".run" else "the run folder", folder)]
-    check_apart(text, read, [*written, ("the cache folder", cache_folder(cache))])
+    written = [("-o", output), ("the run folder", folder), ("the cache folder", cache_folder(cache))]
+    check_apart(text, read, written)
 
 
 def _source(text: list[str]) -> str | list[Path]:

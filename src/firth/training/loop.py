@@ -19,6 +19,7 @@ import numpy.typing as npt
 from firth import kernels
 from firth.corpus import Corpus
 from firth.errors import Diverged, Interrupted, RunError, SettingError, SourceError
+from firth.kernels.reference import STEPS
 from firth.progress import SILENT, Reporter
 from firth.training.callbacks import Callback, Moment
 from firth.training.checkpoint import RunFolder, State
@@ -129,9 +130,10 @@ def _loop(
 ) -> Moment:
     """Run after run until all tokens are done; what must happen between runs happens here."""
     state = trainer.state
-    progress.start("compile", None, "kernels")  # the first time on a machine; some ten seconds
-    trainer.compile()
-    progress.close()
+    if state.place < trainer.total:
+        progress.start("compile", None, "kernels")  # the first time on a machine; some ten seconds
+        trainer.compile()
+        progress.close()
     progress.start("train", trainer.total, "words")
     moment = trainer.moment()
     for callback in callbacks:
@@ -196,6 +198,7 @@ class _Trainer:
             **config,
             "lr": self._lr,
             "objective": self.asked.to_dict(),
+            "steps": STEPS,
             "corpus": self.corpus.fingerprint,
         }
 

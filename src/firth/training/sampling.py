@@ -52,12 +52,15 @@ def zeros(rows: int, dim: int) -> npt.NDArray[np.float32]:
     """
     width = -(-dim // ROW_FLOATS) * ROW_FLOATS
     count = rows * width
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    private = hasattr(mmap, "MADV_HUGEPAGE")
+    try:
         # Private, since shared anonymous memory takes no huge pages; aligned, since they must be.
-        memory = mmap.mmap(-1, count * 4 + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
+        memory = mmap.mmap(-1, count * 4 + HUGE_PAGE, **flags)
+    except OSError as error:
+        raise MemoryError(f"no memory for a table of {rows:,} rows of {width} numbers: {error}") from error
+    if private:
         memory.madvise(mmap.MADV_HUGEPAGE)
-    else:
-        memory = mmap.mmap(-1, count * 4 + HUGE_PAGE)
     whole = np.frombuffer(memory, np.float32)
     skip = -whole.ctypes.data % HUGE_PAGE // 4
     return whole[skip : skip + count].reshape(rows, width)
