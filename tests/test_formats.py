@@ -543,7 +543,7 @@ def test_damaged_safetensors(tmp_path, data, words):
 
 def test_keys_that_repeat_in_the_native_form_are_found_when_asked(tmp_path):
     vectors = Vectors.load(save(tmp_path, rebuilt(HEADER, DATA[:-2] + b"aa")))
-    with pytest.raises(FirthError, match="occurs twice"):
+    with pytest.raises(FormatError, match="occurs twice"):
         len(vectors.key_to_index)
 
 

@@ -59,6 +59,15 @@ def test_scale_and_skip(rows, queries):
     assert top_k(asked, matrix[:4], 9, skip=np.zeros((queries, 1), np.int64))[0].shape == (queries, 3)
 
 
+def test_where_only_some_queries_skip():
+    matrix, asked = table(5, 4), table(3, 4, 1)
+    skip = np.array([[2], [-1], [4]])
+    ids, scores = top_k(asked, matrix, 5, skip=skip)
+    expected_ids, expected = plainly(asked, matrix, 5, skip=skip)
+    expected_ids[[0, 2], 4] = -1
+    assert ids.tolist() == expected_ids.tolist() and scores.tolist() == expected.tolist()
+
+
 def test_real_numbers_agree_to_rounding():
     random = np.random.default_rng(3)
     matrix = random.normal(size=(20_000, 24)).astype(np.float32)

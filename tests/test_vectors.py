@@ -181,7 +181,7 @@ def test_similar_by(many):
 def test_wrong_questions(words):
     for call, sentence in (
         (words.most_similar, "neither positive nor negative"),
-        (lambda: words.most_similar_cosmul(negative="king"), "neither"),
+        (lambda: words.most_similar_cosmul(negative="king"), "no positive"),
         (lambda: words.most_similar("king", restrict_vocab=2, clip_end=3), "not both"),
         (lambda: words.most_similar("king", restrict_vocab=0), "restrict_vocab is 0"),
         (lambda: words.most_similar("king", clip_start=4, clip_end=4), "no rows"),
@@ -215,6 +215,46 @@ def test_the_batch_is_many_single_questions(many):
         many.most_similar("key250", topn=99, restrict_vocab=9)
     )
     assert many.nearest(np.array([3, 250]), topn=6)[0].tolist() == ids[:2].tolist()
+
+
+def test_a_batch_gives_each_query_all_its_answers(many):
+    # A row that is searched is no answer to itself; one outside of the restriction loses nothing by that.
+    keys = ["key2", "key250", "key0"]
+    for topn, found in ((99, [8, 9, 8]), (9, [8, 9, 8]), (8, [8, 8, 8])):
+        batch = many.most_similar_batch(keys, topn=topn, restrict_vocab=9)
+        alone = [many.most_similar(key, topn=topn, restrict_vocab=9) for key in keys]
+        assert [names(answers) for answers in batch] == [names(answers) for answers in alone]
+        assert [len(answers) for answers in batch] == found
+    ids, scores = many.nearest(keys, topn=99, restrict_vocab=9)
+    assert ids.shape == (3, 9) and ids[:, -1].tolist()[::2] == [-1, -1] and ids[1].min() == 0
+    assert np.isneginf(scores[[0, 2], -1]).all() and np.isfinite(scores[:, :-1]).all()
+    assert many.nearest(["key2", "key0"], topn=99, restrict_vocab=9)[0].shape == (2, 8)
+
+
+def test_one_string_is_no_list_of_keys(words):
+    letters = Vectors(list("king"), np.eye(4))
+    for call in (
+        letters.get_mean_vector,
+        letters.nearest,
+        letters.most_similar_batch,
+        letters.doesnt_match,
+        letters.subset,
+        lambda key: letters.n_similarity(key, ["k"]),
+        lambda key: letters.distances("k", key),
+    ):
+        with pytest.raises(SettingError, match=r"a list of keys .* try \['king'\]"):
+            call("king")
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_with_nan_come_last():
+    vectors = Vectors(list("abcd"), [[1, 0], [1, 1], [np.nan, 1], [0, 1]])
+    for found in (
+        vectors.most_similar("a"),
+        vectors.most_similar_cosmul("a"),
+        vectors.most_similar_cosmul("a", "b"),
+    ):
+        assert found[-1] == ("c", -np.inf) and all(np.isfinite(score) for _, score in found[:-1])
 
 
 def test_most_similar_cosmul_agrees_with_the_formula(many):

@@ -408,3 +408,8 @@ def test_a_million_tokens() -> None:
 
 def test_public() -> None:
     assert firth.Vocab is Vocab
+
+
+def test_many_threads_are_no_more_than_are_of_use():
+    assert counting.check_threads(100) == counting.MOST_THREADS and counting.check_threads(3) == 3
+    assert 1 <= counting.check_threads(None) <= counting.MOST_THREADS

@@ -221,6 +221,7 @@ def word_pairs(
         SourceError: no pair is known.
         StorageError: the file cannot be read.
     """
+    _check_restrict(restrict)
     pairs = read_pairs(path)
     return score_pairs(vectors, path, pairs, restrict, case_insensitive, dummy4unknown)
 
@@ -432,10 +433,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise FormatError(f"{path}, line {number}: byte {error.start} of the line is no UTF-8") from error
 
 
-def _rows_of(vectors: Vectors, restrict: int | None, fold: Callable[[str], str]) -> dict[str, int]:
-    """Folded key -> the first row that has it, among the first ``restrict`` rows."""
+def _check_restrict(restrict: int | None) -> None:
     if restrict is not None and restrict < 1:
         raise SettingError(f"restrict is {restrict}; it is a number of rows, 1 or more")
+
+
+def _rows_of(vectors: Vectors, restrict: int | None, fold: Callable[[str], str]) -> dict[str, int]:
+    """Folded key -> the first row that has it, among the first ``restrict`` rows."""
+    _check_restrict(restrict)
     rows: dict[str, int] = {}
     for row, key in enumerate(vectors.index_to_key[:restrict]):
         rows.setdefault(fold(key), row)

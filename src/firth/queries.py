@@ -359,25 +359,26 @@ class Queries:
 
         Raises:
             KeyNotFound: a key is not there.
-            SettingError: nothing is given.
+            SettingError: no positive key is given.
         """
         keys, _ = self._split(positive, negative, "most_similar_cosmul")
-        above, below = keys[: len(_as_list(positive))], keys[len(_as_list(positive)) :]
+        n_positive = len(_as_list(positive))
+        if not n_positive:
+            raise SettingError("most_similar_cosmul(): no positive keys are given")
         first, last = self._range(0, None, restrict_vocab, "most_similar_cosmul")
         if topn is not None and topn < 1:
             return []
-        similar, other = np.ones((2, last - first), np.float32)
-        for product, part in ((similar, above), (other, below)):
-            for key in part:
-                query = self.get_mean_vector([key], post_normalize=True, ignore_missing=False)
-                product *= (1 + self._cosines(query, first, last)) / 2
+        above, below = products_of = np.ones((2, last - first), np.float32)
+        for place, key in enumerate(keys):
+            query = self.get_mean_vector([key], post_normalize=True, ignore_missing=False)
+            products_of[int(place >= n_positive)] *= (1 + self._cosines(query, first, last)) / 2
         # The cosine with a row that holds NaN is minus infinity: such rows come last.
-        good = np.isfinite(similar) & np.isfinite(other)
         scores = np.full(last - first, -np.inf, np.float32)
-        np.divide(similar, other + np.float32(1e-6), out=scores, where=good)
+        good = np.isfinite(above) & np.isfinite(below)
+        np.divide(above, below + np.float32(1e-6), out=scores, where=good)
         if topn is None:
             return scores
-        asked = sorted({self.get_index(key) for key in (*above, *below) if not isinstance(key, np.ndarray)})
+        asked = sorted({self.get_index(key) for key in keys if not isinstance(key, np.ndarray)})
         skip = np.array([row for row in asked if row < last], np.int64)[None]
         ids, best = top_k(np.ones((1, 1), np.float32), scores[:, None], topn, skip=skip)
         return self._named(ids[0], best[0])

@@ -144,7 +144,7 @@ def _best_of(
 def _leave_out(
     ids: NDArray[np.int64], scores: NDArray[np.float32], skip: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The first ``k`` of each row whose ids are not in ``skip``; -1 and minus infinity where there are fewer."""
+    """The first ``k`` of each row whose ids are not in ``skip``, filled up by -1 and minus infinity."""
     unwanted = (ids[:, :, None] == skip[:, None, :]).any(axis=2)
     left = np.count_nonzero(~unwanted, axis=1)
     order = np.argsort(unwanted, axis=1, kind="stable")[:, : min(k, int(left.max(initial=0)))]

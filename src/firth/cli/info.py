@@ -66,8 +66,9 @@ def _cache() -> dict[str, Any]:
     found = entries()
     return {
         "cache": str(cache_folder()),
+        "texts": len(found),
         "bytes": sum(entry.size for entry in found),
-        "texts": [
+        "entries": [
             {
                 "source": entry.description.get("source", "(work under way)"),
                 "bytes": entry.size,

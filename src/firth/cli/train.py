@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from firth.vectors import Vectors
 
 _TEXT, _MODEL, _RUN = "What is read", "What is learned", "How it runs"
-_MIN_COUNT = 5
 
 
 def train(
@@ -66,15 +65,14 @@ def train(
         ),
     ] = False,
     min_count: Annotated[
-        int | None,
+        int,
         number(
             "--min-count",
             low=1,
-            help="Leave out words that occur fewer times.",
+            help="Leave out words that occur fewer times (without --vocab).",
             panel=_TEXT,
-            shown=_MIN_COUNT,
         ),
-    ] = None,
+    ] = 5,
     max_vocab: Annotated[
         int | None,
         number("--max-vocab", low=2, help="Keep at most so many words, the most frequent.", panel=_TEXT),
@@ -171,9 +169,8 @@ def train(
             f"--context needs a file that holds a second table: -o {output} would be {form.name}, "
             "which holds one; name it .safetensors"
         )
-    for flag, value in (("--max-vocab", max_vocab), ("--min-count", min_count)):
-        if vocab is not None and value is not None:
-            raise SettingError(f"firth train takes --vocab or {flag}, got both; leave one out")
+    if vocab is not None and max_vocab is not None:
+        raise SettingError("firth train takes --vocab or --max-vocab, got both; leave one out")
     goal = _objective(objective, preset, {"window": window, "negatives": negatives, "sample": sample})
     pick_kernels(device)
     tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
@@ -184,7 +181,7 @@ def train(
         corpus = Corpus.encode(
             _source(text),
             None if vocab is None else Vocab.load(vocab),
-            min_count=min_count or _MIN_COUNT,
+            min_count=min_count,
             max_size=max_vocab,
             tokenizer=tokenizer,
             errors="replace" if replace else "strict",

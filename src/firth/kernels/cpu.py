@@ -26,6 +26,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba as nb
@@ -38,6 +39,7 @@ from firth.kernels.reference import CLIP, PIECE, SATURATED, SKIP, Draws, Step
 
 LANES = 16  # floats in one vector value; LLVM splits it where registers are narrower
 CHUNK = 128  # columns of the targets that are transposed at a time
+PARTS = 4  # stretches of a block that threads take one by one
 ROWS = 6  # rows of the larger register tile: 6 x 16 floats fill the registers of AVX2
 # Not 'nnan' and 'ninf': a kernel must see that a table has left the finite numbers.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
@@ -853,25 +855,45 @@ def run(
     function = KERNELS[kernel]
     # One compiled variant for corpora on disk, which are read-only, and in memory.
     ids, sentence_starts = _read_only(ids), _read_only(sentence_starts)
-    blocks = list(zip(block_starts[:-1].tolist(), block_starts[1:].tolist(), strict=True))
-    stats = np.zeros((len(blocks), 3))
-    taken: list[int] = []
+    parts = _parts(block_starts, sentence_starts)
+    stats = np.zeros((len(parts), 3))
     lock = threading.Lock()
+    n_taken = n_done = 0
 
     def work(_: int) -> None:
+        nonlocal n_taken, n_done
         while True:
             with lock:  # so that the blocks taken are always the first ones
-                block = len(taken)
-                if block == len(blocks) or (block and stopped()):
+                part = n_taken
+                if part == len(parts):
                     return
-                taken.append(block)
-            start, stop = blocks[block]
-            function(inputs, outputs, ids, sentence_starts, start, stop, step, draws, stats[block])
+                start, stop, begins_block = parts[part]
+                if begins_block:
+                    if part and stopped():
+                        return
+                    n_done += 1
+                n_taken += 1
+            function(inputs, outputs, ids, sentence_starts, start, stop, step, draws, stats[part])
 
-    workers = min(threads, len(blocks))
+    workers = min(threads, len(parts))
     if workers == 1:
         work(0)
     else:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
-    return stats.sum(axis=0), len(taken)
+    return stats.sum(axis=0), n_done
+
+
+def _parts(block_starts: Any, sentence_starts: Any) -> list[tuple[int, int, bool]]:
+    """The blocks cut into up to PARTS stretches of whole pieces: (start, stop, begins a block).
+
+    The last blocks of a run are shared out more evenly that way.
+    """
+    parts = []
+    for start, stop in zip(block_starts[:-1].tolist(), block_starts[1:].tolist(), strict=True):
+        wanted = np.linspace(start, stop, PARTS + 1).astype(np.int64)[1:-1]
+        sentence = sentence_starts[np.searchsorted(sentence_starts, wanted, side="right") - 1]
+        cuts = np.unique(np.maximum(sentence + (wanted - sentence) // PIECE * PIECE, start))
+        borders = [start, *cuts[cuts > start].tolist(), stop]
+        parts += [(low, high, low == start) for low, high in pairwise(borders)]
+    return parts
