@@ -62,3 +62,20 @@ def test_the_free_space_is_told_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
     ):
         file.write(b"-" * 990)
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_as_the_file_appears_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(path: Path, mode: str) -> None:
+        open(path, mode).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("firth.files.open", opened, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "x", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", "text")
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode

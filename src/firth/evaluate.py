@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from firth.errors import FormatError, SettingError, SourceError, StorageError
 from firth.files import storage_error
-from firth.queries import inverse, lengths
-from firth.search import best_answers, rank_with_ties
+from firth.search import best_answers, inverse, lengths, rank_with_ties
 from firth.vectors import Vectors
 
 PATH = str | os.PathLike[str]
@@ -187,6 +186,10 @@ def evaluate(
 
     Returns:
         a report that prints as a table and has ``to_dict()`` for JSON.
+
+    Raises:
+        SettingError: no file is given, or a setting is out of its range.
+        FormatError, SourceError, StorageError: as ``word_pairs`` and ``analogies``.
     """
     if not _paths(pairs) and not _paths(analogies):
         raise SettingError("evaluate(): neither a file of word pairs nor one of analogies is given")
@@ -217,6 +220,7 @@ def word_pairs(
         dummy4unknown: let a pair with an unknown word count as cosine 0, instead of leaving it out.
 
     Raises:
+        SettingError: ``restrict`` is below 1.
         FormatError: a line is not two words and a number.
         SourceError: no pair is known.
         StorageError: the file cannot be read.
@@ -332,6 +336,7 @@ def analogies(
         the counts of each section. Questions with an unknown word are left out and counted.
 
     Raises:
+        SettingError: no such method or convention, or ``restrict`` is below 1.
         FormatError: a line is not four words.
         SourceError: there are no questions, or all hold unknown words.
         StorageError: the file cannot be read.

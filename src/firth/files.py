@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from firth.errors import StorageError
 
@@ -73,26 +73,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         StorageError: the file cannot be created, written or renamed.
     """
     target = check_writable(path)
+    # The name is known before the file is there, so that Ctrl-C at no moment leaves one behind.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    except OSError as error:
-        raise storage_error(error, target) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
+        os.replace(temporary, target)
     except OSError as error:
         # The sentence tells the free space: ask before the temporary file gives its own back.
         failed = error if isinstance(error, StorageError) else storage_error(error, target)
-        _remove(name)
+        _remove(temporary)
         if failed is error:
             raise
         raise failed from error
     except BaseException:
-        _remove(name)
+        _remove(temporary)
         raise
     sync_folder(target.parent)
 
@@ -108,13 +105,6 @@ def remove_tree(path: str | os.PathLike[str]) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove(name: str) -> None:
+def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        os.unlink(name)
-
-
-def _umask() -> int:
-    # mkstemp makes files private (0600); a result should have the mode that open() would give it.
-    mask: Any = os.umask(0)
-    os.umask(mask)
-    return int(mask)
+        path.unlink()

@@ -83,8 +83,12 @@ class Plain:
         print(line, file=self._stream or sys.stderr, flush=True)
 
 
+WIDE = 100
+"""Columns from which a terminal has room for the time taken."""
+
+
 class Bar:
-    """A bar with share done, note and time taken, drawn by rich; fits into 80 columns."""
+    """A bar with share done and note, drawn by rich; fits into 80 columns, tells the time taken in 100."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -95,14 +99,15 @@ class Bar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.close()
-        self._bar = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=12),
+        console = Console(stderr=True)
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),  # what the others leave
             TextColumn("{task.percentage:5.1f} %"),
             TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
+            *([TimeElapsedColumn()] if console.width >= WIDE else []),
+        ]
+        self._bar = Progress(*columns, console=console, expand=True)
         self._bar.start()
         self._task = self._bar.add_task(stage, total=total, note="")
 

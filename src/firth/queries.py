@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from firth.errors import KeyNotFound, SettingError, ShapeError
 from firth.keys import Keys
-from firth.search import products, top_k
+from firth.search import inverse, lengths, products, top_k, unit
 
 Float32s: TypeAlias = NDArray[np.float32]
 Key: TypeAlias = str | int | np.integer[Any]
 Item: TypeAlias = Key | NDArray[Any] | tuple[Key | NDArray[Any], float]
 Items: TypeAlias = Item | Sequence[Item] | None
 Neighbours: TypeAlias = list[tuple[str, float]]
-
-# Lengths below this are zero: their inverse is no float32.
-SHORTEST = 1.2e-38
 
 
 class Queries:
@@ -386,7 +383,7 @@ class Queries:
     # -- similarities and distances
 
     def similarity(self, w1: Key, w2: Key) -> float:
-        """The cosine of two keys; 0 where one is a row of zeros."""
+        """The cosine of two keys; 0 where one is a row of zeros. ``KeyNotFound`` where one is missing."""
         a, b = (unit(self.get_vector(key).astype(np.float64)) for key in (w1, w2))
         return float(a @ b)
 
@@ -412,7 +409,12 @@ class Queries:
         return float(a @ b)
 
     def doesnt_match(self, words: Sequence[Key]) -> str:
-        """The key that is farthest from the mean of all; missing keys are left out, with a warning."""
+        """The key that is farthest from the mean of all; missing keys are left out, with a warning.
+
+        Raises:
+            KeyNotFound: none of them is there.
+            SettingError: none is given, or one string for a list of keys.
+        """
         _refuse_one(words)
         known = [word for word in words if word in self]
         if len(known) < len(words):
@@ -442,7 +444,12 @@ class Queries:
         return len(self.closer_than(key1, key2)) + 1
 
     def most_similar_to_given(self, key1: Key, keys_list: Sequence[Key]) -> Key:
-        """The one of ``keys_list`` that is closest to ``key1``."""
+        """The one of ``keys_list`` that is closest to ``key1``.
+
+        Raises:
+            KeyNotFound: a key is not there.
+            SettingError: ``keys_list`` is empty.
+        """
         if len(keys_list) == 0:
             raise SettingError("most_similar_to_given(): no keys are given to choose from")
         return keys_list[int(np.argmin(self.distances(key1, keys_list)))]
@@ -452,6 +459,10 @@ class Queries:
 
         Above 0.10 with ``topn=10``, the two are closer than neighbours usually are.
         Source: Leeuwenberg et al. 2016, "A Minimally Supervised Approach for Synonym Extraction".
+
+        Raises:
+            KeyNotFound: a key is not there.
+            SettingError: ``wa`` is a row of zeros, similar to nothing.
         """
         total = float(self.nearest([wa], topn)[1].sum())
         if total == 0:
@@ -471,25 +482,3 @@ def _as_list(items: Items) -> list[Any]:
     if isinstance(items, (str, int, np.integer)) or (isinstance(items, np.ndarray) and items.ndim == 1):
         return [items]
     return list(items)
-
-
-def lengths(matrix: NDArray[Any]) -> Float32s:
-    """(V,) float32 Euclidean lengths of the rows, added up in float64."""
-    result = np.empty(len(matrix), np.float32)
-    step = max(1, (1 << 20) // max(1, matrix.shape[1]))
-    for start in range(0, len(matrix), step):
-        rows = matrix[start : start + step].astype(np.float64)
-        result[start : start + step] = np.sqrt(np.einsum("vd,vd->v", rows, rows))
-    return result
-
-
-def inverse(norms: Float32s) -> Float32s:
-    """One over each, and 0 for zero."""
-    long = norms > SHORTEST
-    return np.divide(1, norms, out=np.where(np.isnan(norms), norms, np.float32(0)), where=long)
-
-
-def unit(vector: NDArray[Any]) -> Float32s:
-    """A vector brought to length one, float32; one of zeros stays."""
-    length = float(np.sqrt(np.dot(vector, vector)))
-    return (vector / length if length > SHORTEST else vector).astype(np.float32)

@@ -8,6 +8,7 @@ groups of the greatest maxima, and only those are scored again and sorted. numpy
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ SMALL = 1 << 22  # up to this many scores are made and partitioned directly
 SCORES = 1 << 25  # cosines that best_answers holds at once: 128 MiB
 # Two ways to add up a product differ by rounding; groups this close to the bound are looked at too.
 SLACK = 1e-6
+SHORTEST = 1.2e-38  # lengths below this are zero: their inverse is no float32
 
 
 def top_k(
@@ -295,3 +297,25 @@ def rank_with_ties(values: NDArray[np.float64]) -> NDArray[np.float64]:
     last = np.cumsum(sizes)
     ranks: NDArray[np.float64] = (last - (sizes - 1) / 2)[group]
     return ranks
+
+
+def lengths(matrix: NDArray[Any]) -> NDArray[np.float32]:
+    """(V,) float32 Euclidean lengths of the rows, added up in float64."""
+    result = np.empty(len(matrix), np.float32)
+    step = max(1, (1 << 20) // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        rows = matrix[start : start + step].astype(np.float64)
+        result[start : start + step] = np.sqrt(np.einsum("vd,vd->v", rows, rows))
+    return result
+
+
+def inverse(norms: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One over each, and 0 for zero."""
+    long = norms > SHORTEST
+    return np.divide(1, norms, out=np.where(np.isnan(norms), norms, np.float32(0)), where=long)
+
+
+def unit(vector: NDArray[Any]) -> NDArray[np.float32]:
+    """A vector brought to length one, float32; one of zeros stays."""
+    length = float(np.sqrt(np.dot(vector, vector)))
+    return (vector / length if length > SHORTEST else vector).astype(np.float32)

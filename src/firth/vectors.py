@@ -17,7 +17,8 @@ from firth import formats
 from firth.errors import SettingError, ShapeError
 from firth.formats import Options, Table
 from firth.keys import Keys
-from firth.queries import Float32s, Queries, inverse, lengths
+from firth.queries import Float32s, Queries
+from firth.search import inverse, lengths
 
 PATH = str | os.PathLike[str]
 BLOCK = 1 << 22  # numbers handled at once where a copy in float64 is needed
@@ -92,6 +93,7 @@ class Vectors(Queries):
                 ``"ignore"`` and ``"surrogateescape"`` mean what they mean to ``bytes.decode``.
 
         Raises:
+            SettingError: no such format, or a setting out of its range.
             FormatError: the file is cut, lies or is none of these; the sentence says where.
             SourceError: its compressed data is damaged.
             StorageError: it cannot be opened.
@@ -115,6 +117,7 @@ class Vectors(Queries):
             format: the name of a format, to choose it here.
 
         Raises:
+            SettingError: no such format, or an ending that promises compression.
             FormatError: a key cannot be written in the format.
             StorageError: the file cannot be written; what stood there is untouched.
         """
@@ -130,14 +133,22 @@ class Vectors(Queries):
         limit: int | None = None,
         no_header: bool = False,
     ) -> Vectors:
-        """gensim's name for ``load`` with ``format="word2vec"``, ``"word2vec-binary"`` or ``"glove"``."""
+        """gensim's name for ``load`` with ``format="word2vec"``, ``"word2vec-binary"`` or ``"glove"``.
+
+        Raises:
+            SettingError: ``binary`` and ``no_header``; else as ``load``.
+        """
         if binary and no_header:
             raise SettingError("load_word2vec_format(): the binary form always has a header; drop no_header")
         name = "word2vec-binary" if binary else "glove" if no_header else "word2vec"
         return cls.load(fname, format=name, limit=limit, errors=unicode_errors)
 
     def save_word2vec_format(self, fname: PATH, binary: bool = False, write_header: bool = True) -> None:
-        """gensim's name for ``save`` with ``format="word2vec"``, ``"word2vec-binary"`` or ``"glove"``."""
+        """gensim's name for ``save`` with ``format="word2vec"``, ``"word2vec-binary"`` or ``"glove"``.
+
+        Raises:
+            SettingError: ``binary`` without ``write_header``; else as ``save``.
+        """
         if binary and not write_header:
             raise SettingError(
                 "save_word2vec_format(): the binary form always has a header; drop write_header=False"

@@ -377,7 +377,12 @@ class Vocab:
         return self.lookup_indices(tokens)
 
     def lookup_indices(self, tokens: Iterable[str]) -> list[int]:
-        """The ids of a list of tokens; unknown ones as the policy says."""
+        """The ids of a list of tokens; unknown ones as the policy says.
+
+        Raises:
+            SettingError: one string for a list of tokens.
+            KeyNotFound: an unknown token under the policy ``"error"``.
+        """
         if isinstance(tokens, str):
             raise SettingError("lookup_indices takes a list of tokens, got one string; encode() takes a text")
         return self.encode(tokens)
