@@ -142,21 +142,41 @@ def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @intrinsic
-def _turn_tile(
-    typing_context: Any, out: Any, out_at: Any, out_step: Any, rows: Any, at: Any, step: Any
+def _take_tile(
+    typing_context: Any,
+    turned: Any,
+    turned_at: Any,
+    turned_step: Any,
+    copy: Any,
+    copy_at: Any,
+    width: Any,
+    table: Any,
+    rows_at: Any,
+    first: Any,
+    column: Any,
 ) -> Any:
-    """Transpose LANES x LANES floats: ``out[out_at + j * out_step + i] = rows[at + i * step + j]``."""
+    """LANES x LANES floats out of a table, once as they are and once transposed.
+
+    With x[i, j] = table[rows_at[first + i] + column + j]: ``copy[copy_at + i * width + j] = x[i, j]``
+    and ``turned[turned_at + j * turned_step + i] = x[i, j]``.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out, out_at, out_step, rows, at, step = args
+        turned, turned_at, turned_step, copy, copy_at, width, table, rows_at, first, column = args
+
+        def vector_at(position: int, array: Any, offset: Any) -> Any:
+            address = _address(context, builder, signature.args[position], array, offset)
+            return builder.bitcast(address, _FLOATS.as_pointer())
+
         tile = []
-        for _ in range(LANES):
-            load = builder.load(
-                builder.bitcast(_address(context, builder, signature.args[3], rows, at), _FLOATS.as_pointer())
-            )
+        for i in range(LANES):
+            row = builder.add(first, ir.Constant(first.type, i))
+            offset = builder.load(_address(context, builder, signature.args[7], rows_at, row))
+            load = builder.load(vector_at(6, table, builder.add(offset, column)))
             load.align = 4
+            builder.store(load, vector_at(3, copy, copy_at)).align = 4
+            copy_at = builder.add(copy_at, width)
             tile.append(load)
-            at = builder.add(at, step)
         # A butterfly: each pass interleaves rows that lie half a tile apart.
         picks = [
             [k for i in range(LANES // 2) for k in (i + half, i + half + LANES)] for half in (0, LANES // 2)
@@ -166,17 +186,14 @@ def _turn_tile(
             pairs = zip(tile[: LANES // 2], tile[LANES // 2 :], strict=True)
             tile = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
         for row in tile:
-            store = builder.store(
-                row,
-                builder.bitcast(
-                    _address(context, builder, signature.args[0], out, out_at), _FLOATS.as_pointer()
-                ),
-            )
-            store.align = 4
-            out_at = builder.add(out_at, out_step)
+            builder.store(row, vector_at(0, turned, turned_at)).align = 4
+            turned_at = builder.add(turned_at, turned_step)
         return context.get_dummy_value()
 
-    return types.void(out, types.int64, types.int64, rows, types.int64, types.int64), codegen
+    integer = types.int64
+    return types.void(
+        turned, integer, integer, copy, integer, integer, table, rows_at, integer, integer
+    ), codegen
 
 
 @intrinsic
@@ -477,21 +494,33 @@ def _scores(
     rows_at: Any,
     n_rows: int,
     target: Any,
-    n_targets: int,
+    table: Any,
+    table_at: Any,
     turned: Any,
     lanes: int,
     width: int,
 ) -> None:
-    """``out[r, t] = rows[r] . target[t]`` for all ``lanes`` columns (a multiple of LANES).
+    """``target[t] = table[t]`` and ``out[r, t] = rows[r] . target[t]`` for ``lanes`` targets.
 
-    Rows begin at ``rows_at[r]``. The targets are turned a stretch of CHUNK columns at a time, so
-    that what is worked on stays in the first-level cache.
+    Rows begin at the offsets ``rows_at[r]`` and ``table_at[t]``. The targets are turned a stretch of
+    CHUNK columns at a time, so that what is worked on stays in the first-level cache.
     """
     for d_from in range(0, width, CHUNK):
         n_d = min(CHUNK, width - d_from)
-        for t in range(0, n_targets, LANES):
+        for t in range(0, lanes, LANES):
             for d in range(0, n_d, LANES):
-                _turn_tile(turned, d * lanes + t, lanes, target, t * width + d_from + d, width)
+                _take_tile(
+                    turned,
+                    d * lanes + t,
+                    lanes,
+                    target,
+                    t * width + d_from + d,
+                    width,
+                    table,
+                    table_at,
+                    t,
+                    d_from + d,
+                )
         for t in range(0, lanes, LANES):
             r = 0
             while r < n_rows:
@@ -517,13 +546,6 @@ def _prefetch_row(table: Any, row: int, width: int) -> None:
     at = np.int64(row) * width
     for d in range(0, width, LANES):
         _prefetch(table, at + d)
-
-
-@nb.njit(**_FAST)
-def _copy_row(out: Any, out_row: int, table: Any, at: int, width: int) -> None:
-    to = out_row * width
-    for d in range(0, width, LANES):
-        _store(out, to + d, _load(table, at + d))
 
 
 # --- skip-gram, negatives shared by a group -----------------------------------------------------
@@ -645,7 +667,6 @@ def skipgram_shared(
                 target_id[pool + i - first] = kept_id[i]
             for t in range(n_targets):
                 target_at[t] = np.int64(target_id[t]) * width
-                _copy_row(target, t, outputs, target_at[t], width)
 
             # Each context meets a negative once a window, unless the negative is the centre.
             for c in range(span):
@@ -675,7 +696,7 @@ def skipgram_shared(
                                 if c != i - low:
                                     weights[c * lanes + n] -= weight
 
-            _scores(slopes, inputs, context_at, span, target, n_targets, turned, lanes, width)
+            _scores(slopes, inputs, context_at, span, target, outputs, target_at, turned, lanes, width)
             for k in range(last, min(last + share, n_kept)):
                 _prefetch_row(outputs, kept_id[k], width)
             loss, total = _slopes(slopes, weights, span * lanes)
