@@ -1,4 +1,4 @@
-"""README keeps its word: Python blocks run, and commands in shell blocks exist."""
+"""README and the guide keep their word: Python blocks run, and commands in shell blocks exist."""
 
 import re
 import shlex
@@ -9,41 +9,47 @@ import pytest
 from firth.cli.app import VERBS, command
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for kind, text in BLOCKS if kind == "python"]
-LINES = [
-    line
-    for kind, text in BLOCKS
-    if kind == "sh"
-    for line in text.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.startswith("#")
-]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md")}
+every_page = pytest.mark.parametrize("page", PAGES)
 
 
-def test_the_blocks_were_found() -> None:
-    assert PYTHON
-    assert any(line.startswith("make ") for line in LINES)
-    assert any(line.startswith("firth ") for line in LINES)
+def blocks(page: str, kind: str) -> list[str]:
+    """The blocks of one kind, each below as many empty lines as it takes to keep its line numbers."""
+    found = re.finditer(rf"^```{kind}\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    return ["\n" * PAGES[page].count("\n", 0, match.start(1)) + match[1] for match in found]
 
 
-@pytest.mark.parametrize("block", PYTHON)
-def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def shell_lines(page: str) -> list[str]:
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+@every_page
+def test_the_blocks_were_found(page: str) -> None:
+    assert blocks(page, "python")
+    assert any(line.startswith("firth ") for line in shell_lines(page))
+
+
+@every_page
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    names = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), names)
 
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(LINES)))
+    named = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(shell_lines("README.md"))))
     assert {"demo", "test"} <= named <= targets
 
 
-def test_verbs_and_options_exist() -> None:
+@every_page
+def test_verbs_and_options_exist(page: str) -> None:
     verbs = command().commands
     assert verbs.keys() == VERBS.keys()
     shown = set()
-    for line in LINES:
+    for line in shell_lines(page):
         name, *words = shlex.split(line, comments=True)
         if name != "firth":
             continue
@@ -54,6 +60,7 @@ def test_verbs_and_options_exist() -> None:
     assert shown == VERBS.keys()
 
 
-def test_files_that_readme_names_exist() -> None:
-    for name in re.findall(r"`((?:bench|docs|examples)/[\w/.]+|[A-Z]+\.md)`", README):
+@every_page
+def test_files_that_are_named_exist(page: str) -> None:
+    for name in re.findall(r"`((?:bench|docs|examples)/[\w/.]+|[A-Z]+\.md)`", PAGES[page]):
         assert (ROOT / name).exists(), name

@@ -120,7 +120,7 @@ class RunFolder:
             if differing:
                 raise RunError(
                     f"the run folder {self.path} was made by other settings ({'; '.join(differing)}): "
-                    "give the same, or choose another folder"
+                    "give the same, choose another folder, or remove this one to start again"
                 )
             if not self._resume:
                 raise RunError(
@@ -247,11 +247,8 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
         old, new = there.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{prefix}{key}.")
+        elif key == "corpus" and old != new:
+            found.append("the text, its vocabulary or how it is read has changed")
         elif old != new:
-            found.append(f"{prefix}{key} is {_short(old)} there, {_short(new)} was asked")
+            found.append(f"{prefix}{key} is {old} there, {new} was asked")
     return found
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:12]}..."
