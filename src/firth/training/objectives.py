@@ -12,7 +12,7 @@ import numpy.typing as npt
 from firth.errors import SettingError, did_you_mean
 from firth.kernels.reference import CLIP, EXACT, SKIP, Step
 from firth.training.config import check, setting
-from firth.training.sampling import ROW_FLOATS, keep_thresholds
+from firth.training.sampling import keep_thresholds
 
 _SATURATION = {"exact": EXACT, "clip": CLIP, "skip": SKIP}
 
@@ -39,9 +39,7 @@ class SkipGram:
     share: int = setting(
         5, "Consecutive tokens that share their negatives (0: fresh ones for each pair).", low=0, high=512
     )
-    pool: int | None = setting(
-        None, "Negatives drawn for such a group, weighted to count as `negatives`.", low=1, high=512
-    )
+    pool: int | None = setting(None, "Negatives such a group draws; 1.8 times `negatives`.", low=1, high=512)
     saturation: str = setting("exact", "Scores beyond 6 with share=0: exact, clip or skip.")
     init: float = setting(0.5, "Word vectors start uniform in +-init/dim.", low=0.0, high=100.0)
     lr: float = setting(0.025, "Learning rate where none is given.", low=1e-9, high=10.0)
@@ -101,10 +99,8 @@ class SkipGram:
             return self.negatives
         if self.pool is not None:
             return self.pool
-        # Twice the published number keeps the quality (docs/log.md); the rest fills the register
-        # that holds a group's targets, its negatives and centres, and costs nothing.
-        least = 2 * self.negatives
-        return least + -(least + self.share) % ROW_FLOATS
+        # So many keep the quality; more cost time and gain nothing (docs/log.md).
+        return round(1.8 * self.negatives)
 
     def fitted(self, counts: npt.NDArray[np.int64], lr: float) -> SkipGram:
         """This objective with ``share`` so small that a group's step is stable; often itself.
