@@ -114,7 +114,12 @@ def compare(path: Path, python: str) -> int:
 def main() -> int:
     """Compare on the file named, or on GloVe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("vectors", nargs="?", type=Path)
+    parser.add_argument(
+        "vectors",
+        nargs="?",
+        type=Path,
+        help="word2vec or GloVe text, which both read (firth convert makes it)",
+    )
     parser.add_argument("--gensim", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--only-gensim", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
