@@ -78,6 +78,7 @@ def test_fast_kernel_agrees_with_reference_for_all_windows(window, negatives, sh
         SkipGram(share=3, pool=40, sample=0),
         SkipGram(share=1, pool=5, shrink_windows=False),
         SkipGram(share=40, pool=7, window=2),
+        SkipGram(sample=0),
         SkipGram(share=0, saturation="clip"),
         SkipGram(share=0, saturation="skip"),
     ],
@@ -85,6 +86,31 @@ def test_fast_kernel_agrees_with_reference_for_all_windows(window, negatives, sh
 )
 def test_fast_kernel_agrees_with_reference_for_odd_groups(objective):
     check(*run_both(objective, 24, n_tokens=1500))
+
+
+@pytest.mark.parametrize("width,lanes", [(16, 16), (112, 32), (304, 16)])
+def test_scores_are_the_same_by_transposition_and_by_dots(width, lanes):
+    # Which of the two a kernel takes depends on the processor.
+    rng = np.random.default_rng(width)
+    rows, table = rng.normal(size=(2, 40, width)).astype(np.float32)
+    rows_at, table_at = rng.integers(0, 40, (2, lanes + cpu.ROWS)) * width
+    tile_at = np.arange(lanes + cpu.ROWS) * width
+    exact = rows.astype(np.float64)[rows_at // width] @ table.astype(np.float64)[table_at // width].T
+    for n_rows in (1, 4, 7, 12):
+        for by_dots in (False, True):
+            out = np.full((n_rows + cpu.ROWS) * lanes, np.nan, np.float32)
+            target = np.zeros((lanes + cpu.ROWS) * width, np.float32)
+            flat = (out, rows.reshape(-1), rows_at, n_rows, target)
+            if by_dots:
+                cpu._scores_by_dots(*flat, tile_at, table.reshape(-1), table_at, lanes, width)
+            else:
+                turned = np.zeros(cpu.CHUNK * lanes, np.float32)
+                cpu._scores(*flat, table.reshape(-1), table_at, turned, lanes, width)
+            got = out[: n_rows * lanes].reshape(n_rows, lanes)
+            np.testing.assert_allclose(got, exact[:n_rows, :lanes], atol=1e-4)
+            assert np.array_equal(
+                target[: lanes * width].reshape(lanes, width), table[table_at[:lanes] // width]
+            )
 
 
 def test_learning_rate_is_a_function_of_position():

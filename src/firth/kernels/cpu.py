@@ -14,7 +14,8 @@ How the shared skip-gram is made fast (figures: ``docs/kernels.md``):
   micro-kernel, written with values of LLVM's vector type (``_load``, ``_fma``, ...), because
   loops over scalars leave the choice of tiles to a compiler that does not find it.
 * The targets are transposed as well, so that a score is summed down the dimension with one
-  lane a target, and no horizontal sum is needed.
+  lane a target, and no horizontal sum is needed. Where there are registers for 16 dot products
+  at once and rows are long, direct dot products are faster (``_scores_by_dots``).
 * The rows of the next group are prefetched while this one is computed.
 
 All functions that call each other stand in this one file, because Numba's disk cache does not
@@ -31,7 +32,7 @@ from typing import Any
 
 import numba as nb
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
@@ -39,6 +40,9 @@ from firth.kernels.reference import CLIP, PIECE, SATURATED, SKIP, Draws, Step
 
 LANES = 16  # floats in one vector value; LLVM splits it where registers are narrower
 CHUNK = 128  # columns of the targets that are transposed at a time
+DOTS = 4  # 4 x 4 dot products fill the 32 registers of AVX-512
+DOTS_FROM = 192  # width from which their horizontal sums cost less than a transposition
+HAS_32_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f"))
 PARTS = 4  # stretches of a block that threads take one by one
 ROWS = 6  # rows of the larger register tile: 6 x 16 floats fill the registers of AVX2
 # Not 'nnan' and 'ninf': a kernel must see that a table has left the finite numbers.
@@ -142,6 +146,21 @@ def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @intrinsic
+def _marks(typing_context: Any, low: Any, high: Any, own: Any, x: Any) -> Any:
+    """-1 in the lanes where ``low <= x < high`` and ``x != own``, 0 elsewhere."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        low, high, own, x = args
+        within = builder.and_(builder.fcmp_ordered("<=", low, x), builder.fcmp_ordered("<", x, high))
+        marked = builder.and_(within, builder.fcmp_ordered("!=", x, own))
+        return builder.select(
+            marked, ir.Constant(_FLOATS, [-1.0] * LANES), ir.Constant(_FLOATS, [0.0] * LANES)
+        )
+
+    return _vector(_vector, _vector, _vector, _vector), codegen
+
+
+@intrinsic
 def _take_tile(
     typing_context: Any,
     turned: Any,
@@ -194,6 +213,64 @@ def _take_tile(
     return types.void(
         turned, integer, integer, copy, integer, integer, table, rows_at, integer, integer
     ), codegen
+
+
+@intrinsic
+def _sum_lanes(
+    typing_context: Any,
+    a0: Any,
+    a1: Any,
+    a2: Any,
+    a3: Any,
+    a4: Any,
+    a5: Any,
+    a6: Any,
+    a7: Any,
+    a8: Any,
+    a9: Any,
+    a10: Any,
+    a11: Any,
+    a12: Any,
+    a13: Any,
+    a14: Any,
+    a15: Any,
+) -> Any:
+    """The vector of the sums over the lanes of LANES vectors, in their order."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums = list(args)
+        # Each pass folds two vectors into one: left halves of their stretches onto right halves.
+        while len(sums) > 1:
+            half = len(sums) // 2
+            stretches = range(0, LANES, len(sums))
+            left = [lane + at for at in stretches for lane in (*range(half), *range(LANES, LANES + half))]
+            lanes_type = ir.VectorType(_INT32, LANES)
+            picks = (ir.Constant(lanes_type, left), ir.Constant(lanes_type, [lane + half for lane in left]))
+            sums = [
+                builder.fadd(*(builder.shuffle_vector(a, b, pick) for pick in picks))
+                for a, b in zip(sums[:half], sums[half:], strict=True)
+            ]
+        return sums[0]
+
+    return _vector(*[_vector] * LANES), codegen
+
+
+@intrinsic
+def _store_rows(typing_context: Any, array: Any, offset: Any, step: Any, value: Any) -> Any:
+    """Write a vector as DOTS rows of DOTS floats, ``step`` apart."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array, offset, step, value = args
+        row_type = ir.VectorType(ir.FloatType(), DOTS)
+        for first in range(0, LANES, DOTS):
+            pick = ir.Constant(ir.VectorType(_INT32, DOTS), list(range(first, first + DOTS)))
+            address = _address(context, builder, signature.args[0], array, offset)
+            row = builder.shuffle_vector(value, value, pick)
+            builder.store(row, builder.bitcast(address, row_type.as_pointer())).align = 4
+            offset = builder.add(offset, step)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, _vector), codegen
 
 
 @intrinsic
@@ -534,6 +611,104 @@ def _scores(
 
 
 @nb.njit(**_FAST)
+def _dot_tile(
+    out: Any,
+    rows: Any,
+    rows_at: Any,
+    r: int,
+    target: Any,
+    table: Any,
+    table_at: Any,
+    t: int,
+    copy: bool,
+    lanes: int,
+    width: int,
+) -> None:
+    """Rows ``r`` to ``r + DOTS`` with targets ``t`` to ``t + DOTS`` of :func:`_scores_by_dots`."""
+    zero = _splat(np.float32(0.0))
+    a00 = zero
+    a01 = zero
+    a02 = zero
+    a03 = zero
+    a10 = zero
+    a11 = zero
+    a12 = zero
+    a13 = zero
+    a20 = zero
+    a21 = zero
+    a22 = zero
+    a23 = zero
+    a30 = zero
+    a31 = zero
+    a32 = zero
+    a33 = zero
+    r0 = rows_at[r]
+    r1 = rows_at[r + 1]
+    r2 = rows_at[r + 2]
+    r3 = rows_at[r + 3]
+    t0 = table_at[t]
+    t1 = table_at[t + 1]
+    t2 = table_at[t + 2]
+    t3 = table_at[t + 3]
+    to = np.int64(t) * width
+    for d in range(0, width, LANES):
+        x0 = _load(table, t0 + d)
+        x1 = _load(table, t1 + d)
+        x2 = _load(table, t2 + d)
+        x3 = _load(table, t3 + d)
+        if copy:
+            _store(target, to + d, x0)
+            _store(target, to + width + d, x1)
+            _store(target, to + 2 * width + d, x2)
+            _store(target, to + 3 * width + d, x3)
+        y = _load(rows, r0 + d)
+        a00 = _fma(y, x0, a00)
+        a01 = _fma(y, x1, a01)
+        a02 = _fma(y, x2, a02)
+        a03 = _fma(y, x3, a03)
+        y = _load(rows, r1 + d)
+        a10 = _fma(y, x0, a10)
+        a11 = _fma(y, x1, a11)
+        a12 = _fma(y, x2, a12)
+        a13 = _fma(y, x3, a13)
+        y = _load(rows, r2 + d)
+        a20 = _fma(y, x0, a20)
+        a21 = _fma(y, x1, a21)
+        a22 = _fma(y, x2, a22)
+        a23 = _fma(y, x3, a23)
+        y = _load(rows, r3 + d)
+        a30 = _fma(y, x0, a30)
+        a31 = _fma(y, x1, a31)
+        a32 = _fma(y, x2, a32)
+        a33 = _fma(y, x3, a33)
+    sums = _sum_lanes(
+        a00, a01, a02, a03, a10, a11, a12, a13, a20, a21, a22, a23, a30, a31, a32, a33
+    )  # fmt: skip
+    _store_rows(out, r * lanes + t, lanes, sums)
+
+
+@nb.njit(**_FAST)
+def _scores_by_dots(
+    out: Any,
+    rows: Any,
+    rows_at: Any,
+    n_rows: int,
+    target: Any,
+    target_at: Any,
+    table: Any,
+    table_at: Any,
+    lanes: int,
+    width: int,
+) -> None:
+    """What :func:`_scores` does, by dot products; ``target_at[t]`` is ``t * width``."""
+    for t in range(0, lanes, DOTS):
+        _dot_tile(out, rows, rows_at, 0, target, table, table_at, t, True, lanes, width)
+    for r in range(DOTS, n_rows, DOTS):
+        for t in range(0, lanes, DOTS):
+            _dot_tile(out, rows, rows_at, r, target, target, target_at, t, False, lanes, width)
+
+
+@nb.njit(**_FAST)
 def _floats(n: int) -> Any:
     """``n`` zeros that begin on a cache line, so that no vector load crosses two."""
     block = np.zeros(n + LANES, np.float32)
@@ -602,6 +777,9 @@ def skipgram_shared(
     is_negative = np.zeros(lanes, np.float32)
     is_negative[:pool] = np.float32(1.0)
     windows = np.empty(most, np.float32)
+    window_low = np.zeros(lanes, np.float32)  # of the centre in a lane; none in a negative's lane
+    window_high = np.zeros(lanes, np.float32)
+    window_own = np.zeros(lanes, np.float32)
     target_id = np.zeros(lanes, np.int32)
     # Where rows begin in the flat tables; entries beyond those in use stay valid.
     context_at = np.zeros(most, np.int64)
@@ -639,9 +817,10 @@ def skipgram_shared(
             for n in range(pool):
                 bits = _draw(draws.keys[2 + n], kept_pos[first])
                 cell = np.int64(((bits >> np.uint64(32)) * n_types) >> np.uint64(32))
-                if np.uint32(bits & np.uint64(0xFFFFFFFF)) > draws.threshold[cell]:
-                    cell = np.int64(draws.alias[cell])
-                negative_id[n_drawn + n] = cell
+                # Both are read: a branch here would be mispredicted every other time.
+                other = draws.alias[cell]
+                own = np.uint32(bits & np.uint64(0xFFFFFFFF)) <= draws.threshold[cell]
+                negative_id[n_drawn + n] = np.int32(cell) if own else other
             n_drawn += pool
 
         n_drawn = 0
@@ -669,34 +848,48 @@ def skipgram_shared(
                 target_at[t] = np.int64(target_id[t]) * width
 
             # Each context meets a negative once a window, unless the negative is the centre.
-            for c in range(span):
+            for c in range(span + 1):
                 windows[c] = np.float32(0.0)
+            for t in range(pool, pool + share):  # the last group may have fewer centres
+                window_high[t] = np.float32(0.0)
             for i in range(first, last):
-                for c in range(max(i - reach[i], 0) - low, min(i + reach[i] + 1, n_kept) - low):
-                    windows[c] += weight
-                windows[i - low] -= weight
-            for c in range(span):
-                for t in range(0, lanes, LANES):
-                    row = _fma(_splat(windows[c]), _load(is_negative, t), _splat(np.float32(0.0)))
-                    _store(weights, c * lanes + t, row)
-            for i in range(first, last):
-                lo = max(i - reach[i], 0)
-                hi = min(i + reach[i] + 1, n_kept)
+                t = pool + i - first
+                lo = max(i - reach[i], 0) - low
+                hi = min(i + reach[i] + 1, n_kept) - low
                 n_pairs += hi - lo - 1
-                for c in range(lo - low, hi - low):
-                    weights[c * lanes + pool + i - first] = np.float32(-1.0)
-                weights[(i - low) * lanes + pool + i - first] = np.float32(0.0)
+                window_low[t] = np.float32(lo)
+                window_high[t] = np.float32(hi)
+                window_own[t] = np.float32(i - low)
+                # Steps up and down, whose running sum is the number of windows that hold a context.
+                windows[lo] += np.float32(1.0)
+                windows[hi] -= np.float32(1.0)
+                windows[i - low] -= np.float32(1.0)
+                windows[i - low + 1] += np.float32(1.0)
+            held = np.float32(0.0)
+            for c in range(span):
+                held += windows[c]
+                shares = _splat(held * weight)
+                at = _splat(np.float32(c))
+                for t in range(0, lanes, LANES):
+                    marks = _marks(_load(window_low, t), _load(window_high, t), _load(window_own, t), at)
+                    _store(weights, c * lanes + t, _fma(shares, _load(is_negative, t), marks))
+            for i in range(first, last):
                 same: Any = 0  # counted first: a branch for each would cost more than the rare repair
                 for n in range(pool):
                     same += np.int64(target_id[n] == kept_id[i])
                 if same:
                     for n in range(pool):
                         if target_id[n] == kept_id[i]:
-                            for c in range(lo - low, hi - low):
+                            for c in range(max(i - reach[i], 0) - low, min(i + reach[i] + 1, n_kept) - low):
                                 if c != i - low:
                                     weights[c * lanes + n] -= weight
 
-            _scores(slopes, inputs, context_at, span, target, outputs, target_at, turned, lanes, width)
+            if HAS_32_REGISTERS and width >= DOTS_FROM:
+                _scores_by_dots(
+                    slopes, inputs, context_at, span, target, tile_at, outputs, target_at, lanes, width
+                )
+            else:
+                _scores(slopes, inputs, context_at, span, target, outputs, target_at, turned, lanes, width)
             for k in range(last, min(last + share, n_kept)):
                 _prefetch_row(outputs, kept_id[k], width)
             loss, total = _slopes(slopes, weights, span * lanes)
