@@ -1,0 +1,42 @@
+"""Which kernels work on the rows of a table.
+
+``pick(table)`` gives the module; all have the names and arguments of
+:mod:`firth.kernels.rows_reference`, which defines them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+@cache
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def pick(table: Tensor) -> ModuleType:
+    """The kernels for a table: Numba for contiguous float32 and float64 on the CPU, Triton for CUDA where
+    it is installed, else the plain torch definition.
+
+    Args:
+        table: (N, D), as a tensor or a parameter.
+    """
+    if table.layout is torch.strided and table.is_contiguous():
+        if (
+            table.device.type == "cpu"
+            and table.dtype in (torch.float32, torch.float64)
+            and _has("firth.kernels.rows_cpu")
+        ):
+            from firth.kernels import rows_cpu
+
+            return rows_cpu
+        if table.device.type == "cuda" and _has("triton") and _has("firth.kernels.rows_gpu"):
+            return importlib.import_module("firth.kernels.rows_gpu")
+    from firth.kernels import rows_reference
+
+    return rows_reference
