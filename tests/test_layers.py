@@ -41,6 +41,15 @@ FLOORS |= {
     "firth.records": 1,  # of sources
     "firth.textfiles": 1,  # of sources and formats
     "firth.vocabfile": 1,  # of vocab
+    "firth.quantize": 1,  # of vectors and nn
+    "firth.kernels.rows_reference": 0,
+    "firth.kernels.rows_cpu": 0,
+    "firth.kernels.rows_gpu": 0,
+    "firth.kernels.rows_triton": 0,  # of rows_gpu
+    "firth.kernels.pages": 0,  # of rows and bags
+    "firth.kernels.threads": 0,  # the same
+    "firth.kernels.bags_reference": 0,
+    "firth.kernels.bags_cpu": 0,
     "firth.suggest": 0,
 }
 

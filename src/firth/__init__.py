@@ -24,6 +24,7 @@ from firth.version import __version__ as __version__
 if TYPE_CHECKING:
     from firth import errors as errors
     from firth import evaluate as evaluate
+    from firth import nn as nn
     from firth.corpus import Corpus as Corpus
     from firth.errors import Diverged as Diverged
     from firth.errors import FirthError as FirthError
@@ -62,6 +63,7 @@ _HOME = {
     "Vocab": "firth.vocab",
     "errors": "",
     "evaluate": "",
+    "nn": "",
     "train": "firth.training",
 }
 
@@ -85,6 +87,7 @@ __all__ = [  # what _HOME lists, spelt out for tools that read and do not run
     "__version__",
     "errors",
     "evaluate",
+    "nn",
     "train",
 ]
 
