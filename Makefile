@@ -1,7 +1,7 @@
 # make demo    train on Python's own standard library and look at neighbours (first run: installs)
 # make test    the tests
 # make lint    ruff, ruff format --check, mypy --strict
-# make bench   speed of training against gensim and fastText, of search against torch, of starting up,
+# make bench   speed of training against gensim and fastText, of layers and search against torch, of starting up,
 #              each after a check that the answers are right
 # make clean   remove what the others made, .venv included
 #
@@ -28,6 +28,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev $(RIVALS)/.installed
 	$(VENV)/bin/python bench/speed.py --rival-python "$${FIRTH_RIVALS:-$(RIVALS)/bin/python}"
+	$(VENV)/bin/python bench/layer.py
 	$(VENV)/bin/python bench/search.py
 	$(VENV)/bin/python bench/startup.py --rival-python "$${FIRTH_RIVALS:-$(RIVALS)/bin/python}"
 
