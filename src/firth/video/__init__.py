@@ -1,0 +1,1 @@
+"""Files hidden in the frames of a video, and taken out again, exact or not at all."""
