@@ -19,12 +19,13 @@ from firth.formats import Options, Table
 from firth.keys import Keys
 from firth.queries import Float32s, Queries
 from firth.search import inverse, lengths
+from firth.torchnames import TorchNames
 
 PATH = str | os.PathLike[str]
 BLOCK = 1 << 22  # numbers handled at once where a copy in float64 is needed
 
 
-class Vectors(Queries):
+class Vectors(TorchNames, Queries):
     """Keys and a matrix of one row each.
 
     Args:

@@ -16,7 +16,7 @@ from firth.nn.fused import bag as fused_bag
 from firth.nn.fused import updates
 from firth.nn.table import TableLayer, begin
 from firth.nn.wordlists import Lookup
-from firth.nn.words import rows_for
+from firth.nn.wordrows import rows_for
 from firth.vectors import Vectors
 from firth.vocab import Vocab
 
@@ -189,10 +189,13 @@ class EmbeddingBag(TableLayer, torch.nn.EmbeddingBag):
         padding: bool | str = False,
         unknown: str = "error",
         hash_rows: int = 0,
+        padding_idx: int | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         mode: str = "mean",
     ) -> Self:
         """See :meth:`Words.from_vectors`; and ``mode``: as for the layer."""
@@ -202,10 +205,13 @@ class EmbeddingBag(TableLayer, torch.nn.EmbeddingBag):
             padding=padding,
             unknown=unknown,
             hash_rows=hash_rows,
+            padding_idx=padding_idx,
             max_norm=max_norm,
             norm_type=norm_type,
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
+            device=device,
+            dtype=dtype,
         )
         layer.mode = mode
         return layer

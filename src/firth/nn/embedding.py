@@ -14,7 +14,7 @@ from firth.nn.fused import lookup as fused_lookup
 from firth.nn.recipes import Recipe
 from firth.nn.table import TableLayer, begin
 from firth.nn.wordlists import Lookup
-from firth.nn.words import rows_for
+from firth.nn.wordrows import rows_for
 from firth.vocab import Vocab
 
 NAME = "firth.nn.Embedding"

@@ -15,7 +15,8 @@ from firth.keys import Keys
 from firth.nn import checks
 from firth.nn.embedding import Embedding
 from firth.nn.wordlists import Lookup
-from firth.nn.words import Words, rows_for
+from firth.nn.wordrows import rows_for
+from firth.nn.words import Words
 from firth.vectors import Vectors
 from firth.vocab import Vocab
 
@@ -125,6 +126,7 @@ class QuantizedEmbedding(Words):
         padding: bool | str = False,
         unknown: str = "error",
         hash_rows: int = 0,
+        padding_idx: int | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
@@ -143,6 +145,7 @@ class QuantizedEmbedding(Words):
             padding=padding,
             unknown=unknown,
             hash_rows=hash_rows,
+            padding_idx=padding_idx,
             max_norm=max_norm,
             norm_type=norm_type,
             scale_grad_by_freq=scale_grad_by_freq,

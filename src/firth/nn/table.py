@@ -16,7 +16,8 @@ from firth.kernels import pages
 from firth.nn import checks
 from firth.nn.linear import LinearView
 from firth.nn.renorm import SyncedNorm
-from firth.nn.words import Rows, Words
+from firth.nn.wordrows import Rows
+from firth.nn.words import Words
 from firth.vocab import Vocab
 
 if TYPE_CHECKING:

@@ -19,22 +19,12 @@ from firth.keys import Keys
 from firth.nn.growing import Move, grown_state, rows_like
 from firth.nn.vocabstate import packed, unpacked
 from firth.nn.wordlists import Longs, Lookup, arrow_column, counted, flat, hash_row
+from firth.nn.wordrows import Place, table_of
 from firth.queries import Items, Neighbours
 from firth.vectors import Vectors
-from firth.vocab import UNKNOWN_POLICIES, Vocab
-
-PAD = "<pad>"
-"""The name of a padding row that is added without another one."""
+from firth.vocab import Vocab
 
 _EXTRA = "_extra_state"  # torch's name for what a module keeps besides its tensors
-
-
-class Rows(NamedTuple):
-    """The rows that a layer asks torch for, and what they stand for."""
-
-    n_rows: int
-    vocab: Vocab | None
-    hash_rows: int
 
 
 class Bags(NamedTuple):
@@ -43,47 +33,6 @@ class Bags(NamedTuple):
     ids: Tensor  # (B,) int64
     starts: Tensor  # (n_bags + 1,) int64, the last is B
     places: Tensor | None  # (B,) int64: which of the words given each id belongs to; None: all, in order
-
-
-def rows_for(name: str, num_embeddings: int | Vocab, unknown: str | None, hash_rows: int) -> Rows:
-    """What the first argument of a layer means.
-
-    Args:
-        name: the layer's class, for messages.
-        num_embeddings: rows, or a vocabulary with a row for each token.
-        unknown: ``"drop"``, ``"unk"`` or ``"error"`` in place of the vocabulary's own policy, or
-            ``"hash"``: unknown words share ``hash_rows`` rows that come after those of the words.
-        hash_rows: how many; 1 or more with ``"hash"``, else 0.
-
-    Raises:
-        SettingError: a policy without a vocabulary, no such policy, ``hash_rows`` that do not fit it.
-        TypeError: a list or mapping of words where a vocabulary is meant.
-    """
-    if not isinstance(num_embeddings, Vocab):
-        if isinstance(num_embeddings, (str, Mapping, list, tuple)):
-            raise TypeError(
-                f"{name}: num_embeddings must be a number of rows or a firth.Vocab, got "
-                f"{type(num_embeddings).__name__}; firth.Vocab([...]) makes one of a list of words"
-            )
-        if unknown is not None or hash_rows:
-            raise SettingError(
-                f"{name}: unknown and hash_rows say what happens to words, and this layer has no "
-                "vocabulary; give a firth.Vocab in place of the number of rows"
-            )
-        return Rows(num_embeddings, None, 0)
-    if unknown not in (None, "hash", *UNKNOWN_POLICIES):
-        allowed = ", ".join(map(repr, (*UNKNOWN_POLICIES, "hash")))
-        raise SettingError(f"{name}: unknown must be one of {allowed}, got {unknown!r}")
-    if isinstance(hash_rows, bool) or not isinstance(hash_rows, int) or hash_rows < (unknown == "hash"):
-        raise SettingError(
-            f"{name}: hash_rows is the number of rows that unknown words share, 1 or more, got {hash_rows!r}"
-        )
-    if hash_rows and unknown != "hash":
-        raise SettingError(f"{name}: hash_rows={hash_rows} belongs to unknown='hash', got {unknown!r}")
-    vocab = num_embeddings
-    if unknown is not None and unknown != "hash":
-        vocab = vocab.with_unknown(unknown, vocab.unk_token)
-    return Rows(len(vocab) + hash_rows, vocab, hash_rows)
 
 
 class Words(torch.nn.Module):
@@ -274,10 +223,13 @@ class Words(torch.nn.Module):
         padding: bool | str = False,
         unknown: str = "error",
         hash_rows: int = 0,
+        padding_idx: int | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """A layer with the keys of ``vectors`` as its vocabulary and a copy of their numbers.
 
@@ -288,12 +240,17 @@ class Words(torch.nn.Module):
                 there gets a row of zeros at the end, so that the rows of ``vectors`` keep their numbers.
             unknown: as for the layer. ``"unk"`` without a key ``"<unk>"`` adds its row at the end.
             hash_rows: with ``unknown="hash"``; they and the row of ``"<unk>"`` start as the mean vector.
+            padding_idx: the row of padding: 0 puts the zeros first, and the rows of ``vectors`` begin
+                at 1. Without ``padding`` it is a row of ``vectors``, which keeps its values.
             max_norm, norm_type, scale_grad_by_freq, sparse: as for the layer.
+            device, dtype: of the weight; the CPU and float32 by default.
 
         Raises:
-            SettingError: as for the layer; TypeError: ``vectors`` is no ``Vectors``.
+            SettingError: as for the layer, or ``padding_idx`` is no row or not that of the key
+                ``padding``; TypeError: ``vectors`` is no ``Vectors``.
         """
-        rows, weight, padding_idx = table_of(cls.__name__, vectors, padding, unknown, hash_rows)
+        place = Place(padding, padding_idx)
+        rows, weight, padding_idx = table_of(cls.__name__, vectors, place, unknown, hash_rows)
         layer = cls(
             rows.vocab,
             weight.shape[1],
@@ -302,7 +259,7 @@ class Words(torch.nn.Module):
             norm_type=norm_type,
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
-            _weight=weight,
+            _weight=weight.to(device=device, dtype=dtype),
             unknown="hash" if hash_rows else None,
             hash_rows=hash_rows,
         )
@@ -457,33 +414,3 @@ class Words(torch.nn.Module):
             close = [key.removesuffix(_EXTRA) for key in state_dict if key.endswith(_EXTRA)]
             raise KeyNotFound(prefix + _EXTRA, "state_dict, which has no vocabulary there", close)
         return unpacked(state_dict[prefix + _EXTRA])[0]
-
-
-def table_of(
-    name: str, vectors: Vectors, padding: bool | str, unknown: str, hash_rows: int
-) -> tuple[Rows, Tensor, int | None]:
-    """The rows, the weight (rows, D) float32 and the padding row of a layer made from vectors.
-
-    Arguments and errors as for :meth:`Words.from_vectors`.
-    """
-    if not isinstance(vectors, Vectors):
-        raise TypeError(
-            f"{name}.from_vectors(): firth.Vectors are expected, got {type(vectors).__name__}; "
-            "firth.Vectors.load(path) reads them, and from_pretrained takes a tensor"
-        )
-    pad = PAD if padding is True else padding
-    tokens = vectors.index_to_key.to_list()
-    counts = vectors.counts
-    vocab = Vocab(tokens, counts)
-    if pad:
-        vocab = vocab.add([pad]) if pad not in vocab else vocab
-    rows = rows_for(f"{name}.from_vectors()", vocab, unknown, hash_rows)
-    assert rows.vocab is not None
-    matrix = vectors.vectors
-    weight = np.empty((rows.n_rows, matrix.shape[1]), np.float32)
-    weight[: len(matrix)] = matrix
-    weight[len(matrix) :] = matrix.mean(axis=0, dtype=np.float64)
-    padding_idx = rows.vocab.id_of(pad) if pad else None
-    if padding_idx is not None and padding_idx >= len(matrix):
-        weight[padding_idx] = 0
-    return rows, torch.from_numpy(weight), padding_idx

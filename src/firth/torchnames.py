@@ -1,0 +1,71 @@
+"""The names under which torchtext's users ask for vectors: ``stoi``, ``itos``, ``get_vecs_by_tokens``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from firth.errors import SettingError
+from firth.queries import Queries
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from firth.keys import Keys
+
+
+class TorchNames(Queries):
+    """Mixin for ``Vectors``: what ``torchtext.vocab.Vectors`` offered, on the same rows."""
+
+    @property
+    def dim(self) -> int:
+        """torchtext's name for ``vector_size``."""
+        return int(self._matrix.shape[1])
+
+    @property
+    def itos(self) -> Keys:
+        """torchtext's name for ``index_to_key``: the key of each row."""
+        return self._keys
+
+    @property
+    def stoi(self) -> Mapping[str, int]:
+        """torchtext's name for ``key_to_index``: the row of each key, read-only."""
+        return self._keys.mapping()
+
+    def get_vecs_by_tokens(self, tokens: str | Sequence[str], lower_case_backup: bool = False) -> Tensor:
+        """The vectors of tokens as a new torch tensor; zeros for a token that has none.
+
+        Args:
+            tokens: one token, or a list of them.
+            lower_case_backup: look a token that is not there up in lower case.
+
+        Returns:
+            float32 on the CPU: (D,) for one token, (N, D) for a list of N.
+
+        Raises:
+            SettingError: something else than tokens.
+        """
+        import torch
+
+        asked = [tokens] if isinstance(tokens, str) else list(tokens)
+        wrong = next((token for token in asked if not isinstance(token, str)), None)
+        if wrong is not None:
+            raise SettingError(
+                f"get_vecs_by_tokens(): {wrong!r:.60} is no token; a str or a list is expected"
+            )
+        found = np.zeros((len(asked), self.dim), np.float32)
+        for place, token in enumerate(asked):
+            known = self._spelling(token, lower_case_backup)
+            if known is not None:
+                found[place] = self.get_vector(known)
+        made = torch.from_numpy(found)
+        return cast("Tensor", made[0]) if isinstance(tokens, str) else made
+
+    def _spelling(self, token: str, lower_case_backup: bool) -> str | None:
+        """``token`` as it is there, or ``None``."""
+        if token in self:
+            return token
+        lowered = token.lower()
+        return lowered if lower_case_backup and lowered in self else None
