@@ -35,6 +35,7 @@ FLOORS = {
 FLOORS |= {
     "firth.encoding": 2,  # of corpus
     "firth.queries": 2,  # of vectors
+    "firth.reductions": 2,  # of vectors
     "firth.torchnames": 2,  # of vectors
     "firth.cache": 1,
     "firth.counting": 1,  # of vocab and corpus

@@ -18,14 +18,14 @@ from firth.errors import SettingError, ShapeError
 from firth.formats import Options, Table
 from firth.keys import Keys
 from firth.queries import Float32s, Queries
+from firth.reductions import Reductions
 from firth.search import inverse, lengths
 from firth.torchnames import TorchNames
 
 PATH = str | os.PathLike[str]
-BLOCK = 1 << 22  # numbers handled at once where a copy in float64 is needed
 
 
-class Vectors(TorchNames, Queries):
+class Vectors(Reductions, TorchNames, Queries):
     """Keys and a matrix of one row each.
 
     Args:
@@ -55,6 +55,7 @@ class Vectors(TorchNames, Queries):
         self._context_matrix = None if context is None else _frozen(context, "context")
         self._context: Vectors | None = None
         self._source: Path | None = None
+        self._storage = "float32"
         self._counts = None if counts is None else _counts(counts, len(self._keys))
         self._metadata = _jsonable(metadata or {})
         if len(self._keys) != len(self._matrix):
@@ -104,7 +105,7 @@ class Vectors(TorchNames, Queries):
         vectors = cls(
             table.keys, table.matrix, counts=table.counts, context=table.context, metadata=table.metadata
         )
-        vectors._source = place
+        vectors._source, vectors._storage = place, table.storage
         return vectors
 
     def save(self, path: PATH, format: str | None = None) -> None:
@@ -122,7 +123,9 @@ class Vectors(TorchNames, Queries):
             FormatError: a key cannot be written in the format.
             StorageError: the file cannot be written; what stood there is untouched.
         """
-        table = Table(self._keys, self._matrix, self._counts, self._context_matrix, self._metadata)
+        table = Table(
+            self._keys, self._matrix, self._counts, self._context_matrix, self._metadata, self._storage
+        )
         formats.write(Path(path), table, format)
 
     @classmethod
@@ -242,42 +245,10 @@ class Vectors(TorchNames, Queries):
         rows = self._rows(keys)
         context = None if self._context_matrix is None else self._context_matrix[rows]
         counts = None if self._counts is None else self._counts[rows]
-        return self._derived(
-            self._keys.take(rows),
-            self._matrix[rows],
-            counts,
-            context,
-            f"subset: {len(rows)} of {len(self)} keys",
-        )
-
-    def reduce(self, dim: int) -> Vectors:
-        """New ``Vectors`` of ``dim`` numbers: the first principal components of the centred rows.
-
-        Computed in float64; of each component the largest entry is made positive, so that the
-        result does not depend on the solver. Without the context table.
-
-        Raises:
-            SettingError: ``dim`` is not between 1 and ``vector_size``.
-        """
-        if not 1 <= dim <= self.vector_size:
-            raise SettingError(f"reduce(): dim is {dim}; 1 to {self.vector_size} is possible")
-        mean = self._matrix.mean(axis=0, dtype=np.float64)
-        step = max(1, BLOCK // self.vector_size)
-        starts = range(0, len(self), step)
-        scatter = np.zeros((self.vector_size, self.vector_size))
-        for start in starts:
-            part = self._matrix[start : start + step] - mean
-            scatter += part.T @ part
-        variances, components = np.linalg.eigh(scatter)  # rising
-        components = components[:, ::-1][:, :dim]
-        largest = components[np.abs(components).argmax(axis=0), np.arange(dim)]
-        components = components * np.where(largest < 0, -1.0, 1.0)
-        matrix = np.empty((len(self), dim), np.float32)
-        for start in starts:
-            matrix[start : start + step] = (self._matrix[start : start + step] - mean) @ components
-        kept = float(variances[::-1][:dim].sum() / max(variances.sum(), np.finfo(float).tiny))
-        note = f"reduce: {self.vector_size} to {dim} numbers, {100 * kept:.1f} % of the variance"
-        return self._derived(self._keys, matrix, self._counts, None, note)
+        note = f"subset: {len(rows)} of {len(self)} keys"
+        result = self._derived(self._keys.take(rows), self._matrix[rows], counts, context, note)
+        result._storage = self._storage
+        return result
 
     def _derived(
         self,
@@ -307,6 +278,7 @@ class Vectors(TorchNames, Queries):
             f"{len(self):,} keys x {self.vector_size}",
             words,
             *([f"with {' and '.join(extras)}"] if extras else []),
+            *([f"stored as {self._storage}"] if self._storage != "float32" else []),
         ]
         if self._source:
             parts.append(self._source.name)
@@ -316,6 +288,7 @@ class Vectors(TorchNames, Queries):
         facts = {
             "keys": f"{len(self):,}",
             "dimensions": str(self.vector_size),
+            "stored as": self._storage,
             "first keys": " ".join(self._keys[:8]),
             "counts": "yes" if self._counts is not None else "no",
             "context": "yes" if self._context_matrix is not None else "no",

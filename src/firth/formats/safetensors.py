@@ -5,8 +5,9 @@
     8 bytes   length n of the header, little-endian
     n bytes   JSON: {"__metadata__": {...}, name: {"dtype", "shape", "data_offsets"}, ...}, padded with
               spaces so that the data begin at a multiple of 64
-    data      vectors      F32 (V, D)
-              context      F32 (V, D), the second table, where there is one
+    data      vectors      F32 (V, D); or F16; or I8 with
+              vectors_scale F32 (V,): a row is its bytes times its scale
+              context      like vectors, the second table, where there is one
               key_offsets  I64 (V + 1,)
               counts       I64 (V,), where there are some
               keys         U8 (B,): UTF-8, end to end; key i is keys[key_offsets[i]:key_offsets[i + 1]]
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from firth import quantize
 from firth.errors import FormatError
 from firth.files import replacing, storage_error
 from firth.formats.table import Format, Head, Options, Table
@@ -38,7 +40,14 @@ VERSION = "1"
 
 _WIDTHS = {1: "BOOL U8 I8 F8_E4M3 F8_E5M2", 2: "I16 U16 F16 BF16", 4: "I32 U32 F32", 8: "I64 U64 F64"}
 _DTYPES = {name: width for width, names in _WIDTHS.items() for name in names.split()}
-_NUMPY: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8"), "F32": np.dtype("<f4")}
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
+_STORAGES = {"F32": "float32", "F16": "float16", "I8": "int8"}
 
 
 class Entry(NamedTuple):
@@ -57,6 +66,8 @@ def recognise(head: Head) -> bool:
 
 def read(path: Path, options: Options) -> Table:
     """Map a file that ``write`` made; nothing but keys' offsets and counts is copied.
+
+    Numbers stored in one or two bytes become float32 in memory; the file stays mapped meanwhile.
 
     Raises:
         FormatError: cut, damaged, or not made by firth.
@@ -80,23 +91,23 @@ def read(path: Path, options: Options) -> Table:
         )
 
     arrays = _Arrays(path, data, entries, begin)
-    vectors = arrays.get("vectors", "F32", (None, None))
-    rows, dim = vectors.shape
+    rows, dim = arrays.shape("vectors")
     if rows == 0 or dim == 0:
         raise FormatError(f"{path}: the table has the shape {rows} x {dim}; at least 1 x 1 is expected")
     offsets = arrays.get("key_offsets", "I64", (rows + 1,))
     keys = Keys.from_bytes(arrays.get("keys", "U8", (None,)), np.array(offsets), str(path))
     counts = arrays.get("counts", "I64", (rows,)) if "counts" in entries else None
-    context = arrays.get("context", "F32", (rows, dim)) if "context" in entries else None
     metadata = _loads(path, notes.get("metadata", "{}"), "metadata")
 
     if options.limit is not None and options.limit < rows:
         first = options.limit
         keys = keys.take(np.arange(first))
-        vectors = vectors[:first]
         counts = None if counts is None else counts[:first]
-        context = None if context is None else context[:first]
-    return Table(keys, vectors, None if counts is None else np.array(counts), context, metadata)
+        rows = first
+    vectors = arrays.floats("vectors", dim, rows)
+    context = arrays.floats("context", dim, rows) if "context" in entries else None
+    storage = _STORAGES[entries["vectors"].dtype]
+    return Table(keys, vectors, None if counts is None else np.array(counts), context, metadata, storage)
 
 
 class _Arrays:
@@ -121,6 +132,26 @@ class _Arrays:
         part = self._data[self._begin + entry.begin : self._begin + entry.end]
         array: NDArray[Any] = np.asarray(part).view(_NUMPY[dtype])
         return array.reshape(entry.shape)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Of a table of numbers, whatever they are stored as."""
+        dtype = self._entries[name].dtype
+        shape = self.get(name, dtype if dtype in _STORAGES else "F32", (None, None)).shape
+        return shape[0], shape[1]
+
+    def floats(self, name: str, dim: int, first: int) -> NDArray[np.float32]:
+        """The ``first`` rows of a table as float32: mapped, or made of what is stored in less."""
+        dtype, shape = self._entries[name].dtype, (self._entries["vectors"].shape[0], dim)
+        table = self.get(name, dtype if dtype in _STORAGES else "F32", shape)[:first]
+        if dtype == "F16":
+            return quantize.from_half(table)
+        if dtype != "I8":
+            return table
+        scale = self.get(f"{name}_scale", "F32", shape[:1])[:first]
+        if not (np.isfinite(scale) & (scale >= 0)).all():
+            row = int(np.argmin(np.isfinite(scale) & (scale >= 0)))
+            raise FormatError(f"{self._path}: the scale of row {row} is {scale[row]}; the file is damaged")
+        return quantize.from_int8(table, np.asarray(scale))
 
 
 def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Entry], dict[str, str], int]:
@@ -205,13 +236,15 @@ def write(path: Path, table: Table) -> None:
         StorageError: the file cannot be written.
     """
     data, offsets = table.keys.to_bytes()
-    tensors: dict[str, tuple[str, NDArray[Any]]] = {"vectors": ("F32", table.matrix)}
+    tensors = _stored("vectors", table.matrix, table.storage)
     if table.context is not None:
-        tensors["context"] = ("F32", table.context)
+        tensors |= _stored("context", table.context, table.storage)
     tensors["key_offsets"] = ("I64", offsets)
     if table.counts is not None:
         tensors["counts"] = ("I64", table.counts)
     tensors["keys"] = ("U8", data)
+    if table.storage != "float32":  # the widest first, so that every tensor begins aligned
+        tensors = dict(sorted(tensors.items(), key=lambda item: -_DTYPES[item[1][0]]))
 
     notes = {"format": "firth", "version": VERSION, "metadata": json.dumps(table.metadata)}
     header: dict[str, Any] = {"__metadata__": notes}
@@ -227,6 +260,16 @@ def write(path: Path, table: Table) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for dtype, array in tensors.values():
             file.write(np.ascontiguousarray(array, _NUMPY[dtype]).data)
+
+
+def _stored(name: str, matrix: NDArray[np.float32], storage: str) -> dict[str, tuple[str, NDArray[Any]]]:
+    """The tensors that a table of numbers becomes."""
+    if storage == "int8":
+        codes, scale = quantize.to_int8(matrix)
+        return {f"{name}_scale": ("F32", scale), name: ("I8", codes)}
+    if storage == "float16":
+        return {name: ("F16", quantize.to_half(matrix))}
+    return {name: ("F32", matrix)}
 
 
 def check(path: Path, keys: Iterable[str]) -> None:

@@ -24,7 +24,8 @@ ERRORS = ("strict", "replace", "ignore", "surrogateescape")
 class Table:
     """The content of a file of vectors.
 
-    Shapes: matrix (V, D) float32 · counts (V,) int64 · context (V, D) float32.
+    Shapes: matrix (V, D) float32 · counts (V,) int64 · context (V, D) float32. ``storage`` is what a
+    number takes in the native file: ``"float32"``, ``"float16"`` or ``"int8"``.
     """
 
     keys: Keys
@@ -32,6 +33,7 @@ class Table:
     counts: NDArray[np.int64] | None = None
     context: NDArray[np.float32] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    storage: str = "float32"
 
 
 @dataclass(frozen=True)
