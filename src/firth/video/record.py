@@ -57,6 +57,12 @@ def rounded_up(n_source: int) -> int:
     return count
 
 
+def rounded_down(n_symbols: int) -> int:
+    """The largest count up to ``n_symbols`` that a record can name: what so many frames can carry."""
+    shift = max(0, min(n_symbols, MOST_SOURCE).bit_length() - 9)
+    return min(n_symbols, MOST_SOURCE) >> shift << shift
+
+
 def seal(symbol: Symbol, key: bytes) -> bytes:
     """The record of a symbol: ``OVERHEAD_BYTES`` longer than its data."""
     place = _count_code(symbol.n_source) << 20 | symbol.symbol_id

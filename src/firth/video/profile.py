@@ -1,0 +1,55 @@
+"""What a way of hiding offers to the rest: the one interface between profiles, files and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from firth.video.erasure import Cutter
+from firth.video.frames import Luma, VideoInfo
+from firth.video.record import Symbol
+
+Change = Callable[[Luma, int], Luma]
+"""Takes a luma plane and the number of its frame, and gives the plane to write (the same array or another,
+of the same shape and dtype)."""
+
+
+class Reader(Protocol):
+    """Finds symbols in luma planes. It sees each by itself, and needs no number of the frame."""
+
+    @property
+    def bit_error_rate(self) -> float | None:
+        """Estimated share of wrong bits in the frames read so far, before correction; ``None`` if unknown."""
+
+    def read(self, luma: Luma) -> list[Symbol]:
+        """The symbols of a frame whose checks fit; none if there are none for this key."""
+
+
+class Profile(Protocol):
+    """A way of hiding symbols in frames."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every bit of the written frames must come back."""
+
+    def most_bytes(self, info: VideoInfo) -> int:
+        """The longest blob that a cover takes if not a frame is lost; 0 if frames are too small."""
+
+    def symbol_bytes(self, info: VideoInfo, blob_bytes: int) -> int:
+        """Bytes of a symbol for a blob of this length; even, for :class:`firth.video.erasure.Cutter`."""
+
+    def marker(self, info: VideoInfo, cutter: Cutter, key: bytes) -> Change:
+        """What is done to each frame so that it carries symbols of ``cutter``.
+
+        Args:
+            info: the cover.
+            cutter: the blob, cut by :meth:`symbol_bytes`.
+            key: 32 bytes, of :func:`firth.video.payload.locator_key`.
+        """
+
+    def reader(self, key: bytes) -> Reader:
+        """A reader of the symbols that this profile wrote with ``key``, whatever their size."""
