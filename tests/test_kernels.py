@@ -37,13 +37,13 @@ def make_tables(n_types, dim, seed=1):
     return tables
 
 
-def run_both(objective, dim, n_tokens=2300, lr=0.025, seed=7):
+def run_both(objective, dim, n_tokens=2300, lr=0.025, seed=7, **fixed):
     ids, starts, counts = make_corpus(n_tokens)
     inputs, outputs = make_tables(len(counts), dim)
     exact_inputs, exact_outputs = inputs[:, :dim].astype(np.float64), outputs[:, :dim].astype(np.float64)
     # The wider the window, the smaller the steps: in a run that explodes, rounding explodes too.
     lr = min(lr, 1 / (max(objective.share, 1) * objective.window * (1 + objective.negatives) * 0.1))
-    step = objective.step(lr, lr / 1e5, lr * 1e-4)
+    step = objective.step(lr, lr / 1e5, lr * 1e-4)._replace(**fixed)
     draws = Sampler(counts, objective, seed, reference).epoch(3)
     borders = np.array([0, n_tokens], np.int64)
     stats, _ = cpu.run(objective.kernel, inputs, outputs, ids, starts, borders, step, draws)
@@ -86,6 +86,21 @@ def test_fast_kernel_agrees_with_reference_for_all_windows(window, negatives, sh
 )
 def test_fast_kernel_agrees_with_reference_for_odd_groups(objective):
     check(*run_both(objective, 24, n_tokens=1500))
+
+
+@pytest.mark.parametrize("fixed_inputs,fixed_outputs", [(20, 0), (0, 20), (3, 55), (60, 60)])
+@pytest.mark.parametrize("share", [6, 0])
+def test_fixed_rows_take_part_and_never_move(share, fixed_inputs, fixed_outputs):
+    fixed = {"fixed_inputs": fixed_inputs, "fixed_outputs": fixed_outputs}
+    fast, exact = run_both(SkipGram(sample=1e-2, share=share), 24, n_tokens=1500, **fixed)
+    check(fast, exact)
+    before = make_tables(60, 24)
+    for table, start, n_fixed in zip(fast[:2], before, fixed.values(), strict=True):
+        assert np.array_equal(table[:n_fixed], start[:n_fixed])
+        moved = (table[n_fixed:] != start[n_fixed:]).any(axis=1)
+        assert n_fixed == 60 or moved.mean() > 0.75  # of the others, those that the text names
+    free, _ = run_both(SkipGram(sample=1e-2, share=share), 24, n_tokens=1500)
+    assert free[2][1] == fast[2][1] and free[2][0] < fast[2][0]  # as many pairs, learned less well
 
 
 @pytest.mark.parametrize("width,lanes", [(16, 16), (112, 32), (304, 16)])

@@ -746,6 +746,34 @@ def _slopes(scores: Any, weights: Any, n: int) -> Any:
     return loss, total
 
 
+@nb.njit(**_FAST)
+def _open_targets(
+    thinned: Any, slopes: Any, target_at: Any, n_targets: int, span: int, lanes: int, fixed_end: int
+) -> int:
+    """Move the targets at offsets from ``fixed_end`` on together, their slopes into ``thinned``; how many."""
+    n = 0
+    for t in range(n_targets):
+        if target_at[t] >= fixed_end:
+            target_at[n] = target_at[t]
+            for c in range(span):
+                thinned[c * lanes + n] = slopes[c * lanes + t]
+            n += 1
+    return n
+
+
+@nb.njit(**_FAST)
+def _open_contexts(slopes: Any, context_at: Any, span: int, lanes: int, fixed_end: int) -> int:
+    """Move the contexts at offsets from ``fixed_end`` on together, and their slopes with them; how many."""
+    n = 0
+    for c in range(span):
+        if context_at[c] >= fixed_end:
+            context_at[n] = context_at[c]
+            for t in range(lanes):
+                slopes[n * lanes + t] = slopes[c * lanes + t]
+            n += 1
+    return n
+
+
 @nb.njit(cache=True, **_FAST)
 def skipgram_shared(
     inputs: Any,
@@ -774,6 +802,7 @@ def skipgram_shared(
     turned = _floats(CHUNK * lanes)
     weights = _floats(most * lanes)
     slopes = _floats(most * lanes + ROWS)
+    thinned = _floats(most * lanes + ROWS)
     is_negative = np.zeros(lanes, np.float32)
     is_negative[:pool] = np.float32(1.0)
     windows = np.empty(most, np.float32)
@@ -898,12 +927,22 @@ def skipgram_shared(
 
             # All slopes are known: the updates, from the contexts as they were and the copied targets.
             rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * kept_pos[first]))
-            _add_product(
-                outputs, target_at, n_targets, rate, slopes, 1, lanes, inputs, context_at, span, width
-            )
+            # Rows that are fixed have played their part by now and are left out of the products.
+            n_moved, moving = n_targets, slopes
+            if step.fixed_outputs > 0:
+                n_moved = _open_targets(
+                    thinned, slopes, target_at, n_targets, span, lanes, step.fixed_outputs * width
+                )
+                moving = thinned
+            _add_product(outputs, target_at, n_moved, rate, moving, 1, lanes, inputs, context_at, span, width)
             for n in range(n_drawn, n_drawn + pool):
                 _prefetch_row(outputs, negative_id[n], width)
-            _add_product(inputs, context_at, span, rate, slopes, lanes, 1, target, tile_at, n_targets, width)
+            n_moved = span
+            if step.fixed_inputs > 0:
+                n_moved = _open_contexts(slopes, context_at, span, lanes, step.fixed_inputs * width)
+            _add_product(
+                inputs, context_at, n_moved, rate, slopes, lanes, 1, target, tile_at, n_targets, width
+            )
         piece_pos = piece_end
     stats[0] += loss_sum
     stats[1] += n_pairs
@@ -991,11 +1030,16 @@ def skipgram_pairs(
                     e = _exp(min(max(signed, np.float32(-30.0)), np.float32(30.0)))
                     loss_sum += _log(np.float32(1.0) + e)
                     slope = rate * _pair_slope(x, n < 0, step.saturation)
+                    if target_id < step.fixed_outputs:
+                        for d in range(width):
+                            moved[d] += slope * target[d]
+                    else:
+                        for d in range(width):
+                            moved[d] += slope * target[d]
+                            target[d] += slope * context[d]
+                if kept_id[c] >= step.fixed_inputs:
                     for d in range(width):
-                        moved[d] += slope * target[d]
-                        target[d] += slope * context[d]
-                for d in range(width):
-                    context[d] += moved[d]
+                        context[d] += moved[d]
                 n_pairs += 1
         piece_pos = piece_end
     stats[0] += loss_sum

@@ -56,6 +56,8 @@ class Step(NamedTuple):
     rate_first: float  # learning rate at place 0 of this epoch
     rate_slope: float  # its fall with each token
     rate_last: float  # its floor
+    fixed_inputs: int = 0  # input rows below this take part in every score and never move
+    fixed_outputs: int = 0  # the same for output rows
 
 
 class Draws(NamedTuple):
@@ -200,7 +202,7 @@ def skipgram_shared(
 
     where a negative that is the centre itself is left out. All scores are taken before the
     group's updates; then every row moves by ``rate`` times the sum of its slopes, a row that is
-    named twice by both sums.
+    named twice by both sums. Rows below ``step.fixed_inputs`` and ``step.fixed_outputs`` stay.
 
     Args:
         inputs, outputs: (V, D) float tables, changed in place.
@@ -252,9 +254,11 @@ def _shared_group(
                     pair(context_id, negative_id, step.weight, 1.0)
     rate = rate_at(step, kept[start][1])
     for row, delta in input_delta.items():
-        inputs[row] += rate * delta
+        if row >= step.fixed_inputs:
+            inputs[row] += rate * delta
     for row, delta in output_delta.items():
-        outputs[row] += rate * delta
+        if row >= step.fixed_outputs:
+            outputs[row] += rate * delta
 
 
 def skipgram_pairs(
@@ -296,8 +300,10 @@ def skipgram_pairs(
                     stats[2] += x
                     slope = _saturating_slope(x, n < 0, step.saturation)
                     moved += rate * slope * target
-                    target += rate * slope * context
-                context += moved
+                    if target_id >= step.fixed_outputs:
+                        target += rate * slope * context
+                if kept[c][0] >= step.fixed_inputs:
+                    context += moved
                 stats[1] += 1
 
 
