@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from firth import formats
 from firth.errors import FirthError, FormatError, SettingError, SourceError, StorageError
 from firth.formats import text
+from firth.textfiles import TextFile
 from firth.vectors import Vectors
 
 NAMES = ("safetensors", "word2vec", "word2vec-binary", "glove")
@@ -241,13 +242,34 @@ def test_compressed(tmp_path, compress, name):
         Vectors.load(cut)
 
 
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("name", ["word2vec", "glove"])
+def test_text_is_written_compressed_by_its_ending(tmp_path, ending, name):
+    vectors = some([f"k{row}" for row in range(500)])
+    plain, path = tmp_path / "plain", tmp_path / f"v.txt{ending}"
+    vectors.save(plain, name)
+    vectors.save(path, name)
+    assert path.stat().st_size < plain.stat().st_size
+    with TextFile(path) as file:
+        assert file.compression is not None and file.read() == plain.read_bytes()
+    before = path.read_bytes()
+    vectors.save(path, name)
+    assert path.read_bytes() == before  # no time, no name: the same bytes
+    with pytest.raises(FormatError, match="line end"):
+        some(["a\nb"]).save(path, name)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    assert formats.format_for_writing(Path(f"v.glove{ending}"), None).name == "glove"
+
+
 def test_compressed_safetensors_and_compressed_output_are_refused(tmp_path):
     some(["a"]).save(tmp_path / "v.safetensors")
     packed = save(tmp_path, gzip.compress((tmp_path / "v.safetensors").read_bytes()))
     with pytest.raises(FormatError, match="unpack it"):
         Vectors.load(packed)
     with pytest.raises(SettingError, match="uncompressed"):
-        some(["a"]).save(tmp_path / "v.txt.gz", "word2vec")
+        some(["a"]).save(tmp_path / "v.bin.gz")
+    with pytest.raises(SettingError, match="uncompressed"):
+        some(["a"]).save(tmp_path / "v.gz")
 
 
 def test_binary_of_google_news_style(tmp_path):

@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -92,6 +92,89 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         _remove(temporary)
         raise
     sync_folder(target.parent)
+
+
+def check_folder_writable(path: str | os.PathLike[str], own: Callable[[Path], bool]) -> Path:
+    """The folder that ``replacing_folder`` would make or replace at ``path``, if it can.
+
+    Args:
+        path: where the folder is to be.
+        own: whether a folder that is there already was made by us and may go.
+
+    Raises:
+        StorageError: the folder around it is missing or read-only, or what is at ``path`` is a file or
+            somebody else's folder.
+    """
+    target = Path(path)
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
+    around = target.parent
+    if not around.is_dir():
+        raise StorageError(f"cannot write {target}: the folder {around} does not exist; create it first")
+    if not os.access(around, os.W_OK):
+        raise StorageError(f"cannot write {target}: the folder {around} is not writable")
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"cannot write {target}: a folder is to be made, and a file has that name")
+    if target.is_dir() and any(target.iterdir()) and not own(target):
+        raise StorageError(
+            f"cannot write {target}: it holds files that firth did not put there; name a new folder"
+        )
+    return target
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str], own: Callable[[Path], bool]) -> Iterator[Path]:
+    """Make a temporary folder beside ``path`` for the body to fill; sync and rename it at the end.
+
+    If the body raises, the temporary folder is removed and what stood at ``path`` stays. An empty
+    folder, or one that ``own`` knows, is replaced.
+
+    Raises:
+        StorageError: see ``check_folder_writable``; or a file cannot be written.
+    """
+    target = check_folder_writable(path, own)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            _sync(file)
+        _sync(temporary)
+        check_folder_writable(target, own)  # another run may have come first
+        _put_folder(temporary, target)
+    except OSError as error:
+        failed = error if isinstance(error, StorageError) else storage_error(error, target)
+        remove_tree(temporary)
+        if failed is error:
+            raise
+        raise failed from error
+    except BaseException:
+        remove_tree(temporary)
+        raise
+    sync_folder(target.parent)
+
+
+def _put_folder(temporary: Path, target: Path) -> None:
+    """Rename ``temporary`` to ``target``; a folder that is there is moved aside, and back at a failure."""
+    if not target.exists():
+        os.rename(temporary, target)
+        return
+    aside = temporary.with_suffix(".old")
+    os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
+    remove_tree(aside)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -5,6 +5,7 @@ Compression is recognised by content, whatever the name says: gzip, bzip2, xz, Z
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import sys
@@ -16,6 +17,7 @@ from firth.errors import SettingError, SourceError, StorageError
 from firth.files import storage_error
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as ReadBuffer
     from _typeshed import WriteableBuffer as Buffer
 
 CHUNK = 4 << 20  # bytes read at a time: one unit of parallel work
@@ -193,6 +195,64 @@ def _inflate(compression: str, source: TextFile) -> Bytes:
 
     stream: Bytes = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
     return stream
+
+
+ENDINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+
+
+def compression_of(path: Path) -> str | None:
+    """The compression that the ending of a file's name promises: gzip, bzip2, xz, zstd or ``None``."""
+    return ENDINGS.get(path.suffix.lower())
+
+
+@contextlib.contextmanager
+def compressing(file: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
+    """Write through this to have ``file`` compressed as the ending of ``path`` says, or not at all.
+
+    The same bytes in give the same bytes out: gzip is given no time and no name. ``file`` stays open.
+    """
+    compression = compression_of(path)
+    if compression is None:
+        yield file
+        return
+    if compression == "gzip":
+        import gzip
+
+        packed: IO[bytes] = gzip.GzipFile("", "wb", 6, file, mtime=0)  # type: ignore[assignment]
+    elif compression == "bzip2":
+        import bz2
+
+        packed = bz2.BZ2File(file, "wb")
+    elif compression == "xz":
+        import lzma
+
+        packed = lzma.LZMAFile(file, "wb")  # noqa: SIM115
+    else:
+        import pyarrow as pa
+
+        packed = pa.CompressedOutputStream(pa.PythonFile(_Kept(file), mode="w"), "zstd")
+    try:
+        yield packed
+    except BaseException:
+        # What is still held back is lost with the file; a full disk must not fail a second time.
+        with contextlib.suppress(OSError):
+            packed.close()
+        raise
+    packed.close()
+
+
+class _Kept(io.RawIOBase):
+    """A file that stays open when a compressor closes it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadBuffer, /) -> int:
+        return self._file.write(data)
 
 
 def check_errors(errors: str) -> None:

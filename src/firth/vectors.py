@@ -81,6 +81,7 @@ class Vectors(Reductions, TorchNames, Queries):
         header: bool | None = None,
         limit: int | None = None,
         errors: str = "strict",
+        dtype: str = "float32",
     ) -> Vectors:
         """Read a file of vectors; safetensors is mapped, so that opening costs next to nothing.
 
@@ -93,6 +94,9 @@ class Vectors(Reductions, TorchNames, Queries):
             limit: read the first rows only.
             errors: what to do with keys that are no UTF-8: ``"strict"`` refuses; ``"replace"``,
                 ``"ignore"`` and ``"surrogateescape"`` mean what they mean to ``bytes.decode``.
+            dtype: ``"float32"``, or ``"float16"`` to round each number to the nearest float16. Whatever
+                the file holds and this says, ``Vectors`` keeps float32; the native file that they are
+                saved to then takes two bytes a number.
 
         Raises:
             SettingError: no such format, or a setting out of its range.
@@ -101,7 +105,7 @@ class Vectors(Reductions, TorchNames, Queries):
             StorageError: it cannot be opened.
         """
         place = Path(path)
-        table = formats.read(place, format, Options(header, limit, errors))
+        table = formats.read(place, format, Options(header, limit, errors, dtype))
         vectors = cls(
             table.keys, table.matrix, counts=table.counts, context=table.context, metadata=table.metadata
         )

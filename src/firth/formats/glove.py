@@ -14,10 +14,11 @@ from pathlib import Path
 from firth.errors import FormatError
 from firth.files import replacing
 from firth.formats import text
-from firth.formats.table import Format, Head, Options, Rows, Table, read_head
-from firth.textfiles import TextFile
+from firth.formats.table import Facts, Format, Head, Options, Rows, Table, read_head
+from firth.textfiles import TextFile, compressing
 
 NAME = "GloVe text"
+COUNTED = 1 << 27  # bytes of a file up to which `inspect` counts its lines
 
 
 def recognise(head: Head) -> bool:
@@ -52,6 +53,22 @@ def read(path: Path, options: Options) -> Table:
     return rows.table()
 
 
+def inspect(path: Path, options: Options) -> Facts:
+    """Dimension and first keys; rows are counted in a small file and estimated in a large one."""
+    head = read_head(path)
+    dim = dimension(head)
+    lines = text.head_lines(head)
+    rows: int | None = None
+    exact = head.whole or (head.size is not None and head.size <= COUNTED)
+    if head.whole:
+        rows = sum(1 for line in head.data.split(b"\n") if text.strip_end(line))
+    elif exact:
+        rows = text.count_ends(path)
+    elif head.size is not None:
+        rows = round(head.size * head.data.count(b"\n") / (head.data.rfind(b"\n") + 1))
+    return Facts(rows, dim, "text", text.first_keys(lines, dim), exact=exact)
+
+
 def write(path: Path, table: Table) -> None:
     """Write GloVe text; the numbers read back exactly.
 
@@ -60,7 +77,7 @@ def write(path: Path, table: Table) -> None:
         StorageError: the file cannot be written.
     """
     check(path, table.keys)
-    with replacing(path) as file:
+    with replacing(path) as raw, compressing(raw, path) as file:
         text.write_rows(file, path, table, NAME)
 
 
@@ -75,4 +92,4 @@ def check(path: Path, keys: Iterable[str]) -> None:
             )
 
 
-FORMAT = Format("glove", (".glove",), recognise, read, write, check)
+FORMAT = Format("glove", (".glove",), recognise, read, write, check, inspect=inspect, packed=True)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from firth.errors import FormatError, SettingError, StorageError
+from firth.errors import FormatError, SettingError
 from firth.files import storage_error
 from firth.keys import Keys
 from firth.textfiles import TextFile
 
 HEAD = 1 << 20  # bytes looked at to recognise a format
 ERRORS = ("strict", "replace", "ignore", "surrogateescape")
+DTYPES = ("float32", "float16")
+PIECE = 1 << 20  # numbers worked on at once
 
 
 @dataclass(frozen=True)
@@ -45,35 +49,67 @@ class Options:
         limit: read no more than the first ``limit`` rows.
         errors: bytes that are no UTF-8: ``"strict"`` (refused), ``"replace"``, ``"ignore"`` or
             ``"surrogateescape"`` (kept, and written back as they were).
+        dtype: ``"float32"``, or ``"float16"`` to round each number to the nearest float16. In memory it
+            is float32 either way; the native file then takes two bytes a number.
     """
 
     header: bool | None = None
     limit: int | None = None
     errors: str = "strict"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise SettingError(f"load(): limit is {self.limit}; it is a number of rows, 1 or more")
         if self.errors not in ERRORS:
             raise SettingError(f"load(): errors is {self.errors!r}; one of {', '.join(ERRORS)} is expected")
+        if self.dtype not in DTYPES:
+            raise SettingError(
+                f"load(): dtype is {self.dtype!r}; float32 is what vectors are kept in, float16 rounds them"
+            )
 
 
 @dataclass(frozen=True)
 class Head:
     """The beginning of a file, decompressed; all that recognition looks at.
 
-    ``size`` is the size of the file where it is not compressed, else ``None``.
+    ``size`` is the size of the file where it is not compressed, else ``None``. Of a folder there are
+    ``names``, those of the files in it, and no data; of a file ``names`` is ``None``.
     """
 
     path: Path
     data: bytes
     size: int | None
     compression: str | None
+    names: frozenset[str] | None = None
 
     @property
     def whole(self) -> bool:
         """Whether ``data`` is the whole content."""
         return len(self.data) < HEAD
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of itself without its numbers being read.
+
+    Attributes:
+        rows: how many vectors; ``None`` where that cannot be told from the beginning of the file.
+        dim: numbers in a row.
+        dtype: of the numbers in the file, in numpy's or plain words: ``"float32"``, ``"text"``.
+        first: the first keys.
+        inside: what else is in it, of ``PARTS`` and in a format's own words (``"labels"``).
+        metadata: as in ``Table``.
+        exact: whether ``rows`` was counted or claimed by the file; otherwise it is an estimate.
+    """
+
+    rows: int | None
+    dim: int
+    dtype: str
+    first: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,9 +121,13 @@ class Format:
         suffixes: endings of file names that choose it for writing.
         recognise: whether the beginning of a file is of this format.
         read: path and options to ``Table``.
-        write: path and ``Table`` to a file, whole or not at all.
+        write: path and ``Table`` to a file or folder, whole or not at all.
         check: refuses, by ``FormatError``, keys that ``write`` would refuse to write to a path.
-        complete: whether it holds counts, context and metadata too.
+        complete: whether it keeps all that a ``Table`` holds.
+        holds: where it does not: what it keeps beside keys and numbers, of ``PARTS``; the rest is lost.
+        inspect: what a file says of itself; without it the file is read for that.
+        packed: whether it is text, so that ``write`` compresses by the ending of the path.
+        folder: for a format that is a folder: whether one was made by ``write`` and may be replaced.
     """
 
     name: str
@@ -97,22 +137,44 @@ class Format:
     write: Callable[[Path, Table], None]
     check: Callable[[Path, Iterable[str]], None]
     complete: bool = False
+    holds: tuple[str, ...] = ()
+    inspect: Callable[[Path, Options], Facts] | None = None
+    packed: bool = False
+    folder: Callable[[Path], bool] | None = None
+
+
+PARTS = ("counts", "context", "subwords", "metadata")
+"""What a ``Table`` may hold beside keys and numbers, by the names of its fields."""
+
+
+def parts_of(table: Table) -> tuple[str, ...]:
+    """Which of ``PARTS`` a table holds."""
+    there = (name for name in PARTS if getattr(table, name, None) is not None)
+    return tuple(name for name in there if name != "metadata" or table.metadata)
 
 
 def read_head(path: Path) -> Head:
     """The first megabyte of a file.
 
     Raises:
-        StorageError: there is no such file, or it is a folder or not readable.
+        StorageError: there is no such file, or it is not readable.
         FormatError: it is empty.
     """
     if path.is_dir():
-        raise StorageError(f"cannot read {path}: it is a folder, a file of vectors is needed")
+        return Head(path, b"", None, None, frozenset(names_in(path)))
     with TextFile(path) as file:
         head = Head(path, file.read(HEAD), None if file.compression else file_size(path), file.compression)
     if not head.data:
         raise FormatError(f"{path} is empty: there are no vectors in it")
     return head
+
+
+def names_in(path: Path) -> list[str]:
+    """What is in a folder, or ``StorageError``."""
+    try:
+        return os.listdir(path)
+    except OSError as error:
+        raise storage_error(error, path, "read") from error
 
 
 def file_size(path: Path) -> int:
@@ -126,6 +188,9 @@ def file_size(path: Path) -> int:
 class Rows:
     """Rows that come in blocks; grows with what has been read, never with what a header says.
 
+    Keys are kept as bytes end to end: as ``str`` they would take half as much as the numbers of a small
+    table.
+
     Args:
         path: for messages.
         dim: numbers in a row.
@@ -137,10 +202,12 @@ class Rows:
         self._path, self._dim, self._errors = path, dim, errors
         # Pages that are never written cost no memory, so a generous bound is cheap.
         self._matrix = np.empty((expected, dim), np.float32)
-        self._keys: list[str] = []
+        self._keys: list[bytes] = []  # of a block each, end to end
+        self._sizes: list[NDArray[np.int64]] = []
+        self._length = 0
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self._length
 
     def add(self, keys: Sequence[bytes], values: NDArray[np.float32], place: Callable[[int], str]) -> None:
         """Append a block.
@@ -150,48 +217,116 @@ class Rows:
             values: (N, D) float32.
             place: where row ``i`` of the block stands, for messages: ``"line 7"``, ``"byte 140"``.
         """
-        start, stop = len(self._keys), len(self._keys) + len(keys)
+        sizes = np.fromiter(map(len, keys), np.int64, len(keys))
+        self.add_joined(b"".join(keys), sizes, values, place)
+
+    def add_joined(
+        self,
+        keys: bytes,
+        sizes: NDArray[np.int64],
+        values: NDArray[np.float32],
+        place: Callable[[int], str],
+    ) -> None:
+        """Append a block whose keys lie end to end; ``sizes`` (N,) are their lengths in bytes."""
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values).all(axis=1)))
             raise FormatError(
                 f"{self._path}, {place(row)}: the vector holds NaN, infinity or a number beyond float32"
             )
+        if not sizes.all():
+            row = int(np.argmin(sizes))
+            raise FormatError(f"{self._path}, {place(row)}: the key is empty")
+        if not _is_utf8(keys, sizes):
+            keys, sizes = self._decoded(keys, sizes, place)
+        start, stop = self._length, self._length + len(sizes)
         if stop > len(self._matrix):
-            larger = np.empty((max(stop, len(self._matrix) * 3 // 2), self._dim), np.float32)
-            larger[:start] = self._matrix[:start]
-            self._matrix = larger
+            # Memory that is resized is moved by the system and not copied; there is one table at any time.
+            self._matrix.resize((max(stop, len(self._matrix) * 9 // 8), self._dim), refcheck=False)
         self._matrix[start:stop] = values
-        for row, key in enumerate(keys):
+        self._keys.append(keys)
+        self._sizes.append(sizes)
+        self._length = stop
+
+    def _decoded(
+        self, keys: bytes, sizes: NDArray[np.int64], place: Callable[[int], str]
+    ) -> tuple[bytes, NDArray[np.int64]]:
+        """Keys that are not all UTF-8 as ``errors`` wants them, with lone surrogates in three bytes."""
+        texts: list[bytes] = []
+        ends = np.cumsum(sizes).tolist()
+        for row, (end, size) in enumerate(zip(ends, sizes.tolist(), strict=True)):
+            key = keys[end - size : end]
             try:
-                text = key.decode("utf-8", self._errors)
+                texts.append(key.decode("utf-8", self._errors).encode("utf-8", "surrogatepass"))
             except UnicodeDecodeError as error:
                 raise FormatError(
                     f'{self._path}, {place(row)}: the key {key!r} is no UTF-8; errors="replace" reads it'
                 ) from error
-            if not text:
+            if not texts[-1]:
                 raise FormatError(f"{self._path}, {place(row)}: the key is empty")
-            self._keys.append(text)
+        return b"".join(texts), np.fromiter(map(len, texts), np.int64, len(texts))
 
     def table(self) -> Table:
         """What was added, without the repeats of a key; they are counted in a warning."""
-        if not self._keys:
+        if not self._length:
             raise FormatError(f"{self._path} holds no vectors")
-        first: dict[str, int] = {}
-        for row, key in enumerate(self._keys):
-            first.setdefault(key, row)
-        matrix = self._matrix[: len(self._keys)]
-        if len(first) < len(self._keys):
-            repeats = len(self._keys) - len(first)
-            name = next(key for row, key in enumerate(self._keys) if first[key] != row)
+        matrix = self._matrix
+        matrix.resize((self._length, self._dim), refcheck=False)
+        data = b"".join(self._keys)
+        offsets = np.zeros(self._length + 1, np.int64)
+        np.cumsum(np.concatenate(self._sizes), out=offsets[1:])
+        self._keys, self._sizes = [], []
+        repeats = _repeats(data, offsets)
+        if repeats.size:
+            row = int(repeats[0])
+            name = data[offsets[row] : offsets[row + 1]].decode("utf-8", "surrogatepass")
             warn(
-                f"{self._path}: {repeats:,} rows repeat a key (first {name!r}); of each key the first is kept"
+                f"{self._path}: {len(repeats):,} rows repeat a key (first {name!r}); "
+                "of each key the first is kept"
             )
-            # Move the kept rows up in place: one copy of the matrix is enough.
-            for target, (key, row) in enumerate(first.items()):
-                matrix[target] = matrix[row]
-                first[key] = target
-            matrix = matrix[: len(first)]
-        return Table(Keys.from_rows(first), matrix)
+            kept = np.ones(self._length, bool)
+            kept[repeats] = False
+            rows = np.flatnonzero(kept)
+            data = b"".join(
+                data[begin:end]
+                for begin, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
+            )
+            offsets = np.concatenate(([0], np.cumsum(np.diff(offsets)[rows])))
+            # Move the kept rows up in place: one table is enough.
+            step = max(1, PIECE // self._dim)
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                matrix[start : start + len(part)] = matrix[part]
+            matrix.resize((len(rows), self._dim), refcheck=False)
+        return Table(Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path)), matrix)
+
+
+def _is_utf8(keys: bytes, sizes: NDArray[np.int64]) -> bool:
+    """Whether each key by itself is UTF-8; none is empty."""
+    if keys.isascii():
+        return True
+    try:
+        keys.decode()
+    except UnicodeDecodeError:
+        return False
+    begins = np.frombuffer(keys, np.uint8)[np.cumsum(sizes) - sizes]
+    return not ((begins & 0xC0) == 0x80).any()  # no character is cut by the end of a key
+
+
+def _repeats(data: bytes, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows whose key an earlier row has, rising."""
+    ends = offsets.tolist()
+    hashes = np.fromiter((hash(data[a:b]) for a, b in pairwise(ends)), np.int64, len(ends) - 1)
+    order = np.argsort(hashes, kind="stable")
+    equal = np.flatnonzero(np.diff(hashes[order]) == 0)
+    rows = np.unique(np.concatenate((order[equal], order[equal + 1])))
+    seen: set[bytes] = set()
+    found: list[int] = []
+    for row in rows.tolist():
+        key = data[ends[row] : ends[row + 1]]
+        if key in seen:
+            found.append(row)
+        seen.add(key)
+    return np.array(found, np.int64)
 
 
 def warn(sentence: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from firth.errors import FormatError
 from firth.files import replacing
 from firth.formats import text
-from firth.formats.table import Format, Head, Options, Rows, Table, file_size
+from firth.formats.table import Facts, Format, Head, Options, Rows, Table, file_size, read_head
 from firth.formats.word2vec_text import check_sizes, is_binary, sizes
 from firth.textfiles import TextFile
 
@@ -62,6 +62,21 @@ def read(path: Path, options: Options) -> Table:
                 f"it lies or the file is damaged; limit={claimed} reads that many"
             )
     return rows.table()
+
+
+def inspect(path: Path, options: Options) -> Facts:
+    """What the header claims, and the first keys."""
+    head = read_head(path)
+    header = sizes(head.data[:256].split(b"\n", 1)[0])
+    if header is None:
+        raise FormatError(f"{path} does not begin with a line `rows dim`; this is no {NAME}")
+    rows, dim = check_sizes(path, header)
+    place = head.data.find(b"\n") + 1
+    keys: list[str] = []
+    while len(keys) < min(10, rows) and (space := head.data.find(b" ", place)) >= 0:
+        keys.append(head.data[place:space].lstrip(b"\n").decode(errors="replace"))
+        place = space + 1 + 4 * dim
+    return Facts(rows, dim, "float32", tuple(keys))
 
 
 def _read_rows(file: TextFile, data: bytes, begin: int, rows: Rows, path: Path, most: int, dim: int) -> bytes:
@@ -123,4 +138,4 @@ def check(path: Path, keys: Iterable[str]) -> None:
             )
 
 
-FORMAT = Format("word2vec-binary", (".bin",), recognise, read, write, check)
+FORMAT = Format("word2vec-binary", (".bin",), recognise, read, write, check, inspect=inspect)

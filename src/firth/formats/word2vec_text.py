@@ -7,13 +7,14 @@ a space. Source: https://code.google.com/archive/p/word2vec, ``word2vec.c``.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from firth.errors import FormatError
 from firth.files import replacing
 from firth.formats import text
-from firth.formats.table import Format, Head, Options, Rows, Table
-from firth.textfiles import TextFile
+from firth.formats.table import Facts, Format, Head, Options, Rows, Table, read_head
+from firth.textfiles import TextFile, compressing
 
 NAME = "word2vec text"
 
@@ -83,10 +84,7 @@ def read(path: Path, options: Options) -> Table:
         first = _first_line(file, path)
         header = sizes(first)
         if header is None:
-            raise FormatError(
-                f"{path}, line 1: {first[:40].decode(errors='replace')!r} is no header `rows dim`; "
-                "header=False reads GloVe text"
-            )
+            raise _no_header(path, first)
         claimed, dim = check_sizes(path, header)
         most = claimed if options.limit is None else min(claimed, options.limit)
         expected = 0 if file.compression is not None else min(most, text.most_rows(path, dim))
@@ -102,6 +100,25 @@ def read(path: Path, options: Options) -> Table:
             f"limit={min(found, claimed)} reads that many"
         )
     return rows.table()
+
+
+def inspect(path: Path, options: Options) -> Facts:
+    """What the header claims, and the first keys."""
+    head = read_head(path)
+    first, _, rest = head.data.partition(b"\n")
+    header = sizes(first)
+    if header is None:
+        raise _no_header(path, first)
+    rows, dim = check_sizes(path, header)
+    lines = text.head_lines(replace(head, data=rest))
+    return Facts(rows, dim, "text", text.first_keys(lines, dim))
+
+
+def _no_header(path: Path, first: bytes) -> FormatError:
+    return FormatError(
+        f"{path}, line 1: {first[:40].decode(errors='replace')!r} is no header `rows dim`; "
+        "header=False reads GloVe text"
+    )
 
 
 def _first_line(file: TextFile, path: Path) -> bytes:
@@ -123,7 +140,7 @@ def write(path: Path, table: Table) -> None:
         FormatError: a key holds a line end, or a number is not finite.
         StorageError: the file cannot be written.
     """
-    with replacing(path) as file:
+    with replacing(path) as raw, compressing(raw, path) as file:
         file.write(b"%d %d\n" % table.matrix.shape)
         text.write_rows(file, path, table, NAME)
 
@@ -134,4 +151,4 @@ def check(path: Path, keys: Iterable[str]) -> None:
         text.encode_key(key, path, NAME)
 
 
-FORMAT = Format("word2vec", (".txt", ".vec"), recognise, read, write, check)
+FORMAT = Format("word2vec", (".txt", ".vec"), recognise, read, write, check, inspect=inspect, packed=True)
