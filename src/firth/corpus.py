@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class Corpus:
         *,
         min_count: int = 5,
         max_size: int | None = None,
+        known: Iterable[str] | None = None,
         tokenizer: Tokenizer = Tokenizer(),
         errors: str = "strict",
         field: str = "text",
@@ -100,6 +101,9 @@ class Corpus:
             min_count, max_size: as in ``Vocab.count``, without ``vocab`` only. A token forgotten while
                 counting with ``max_size`` and met again has in ``ids`` only what came after, as many
                 as its count.
+            known: tokens that have vectors already (``Vectors`` will do), to train on from them: they get
+                the first ids in their order whether they occur or not, and the tokens of this text that
+                are not among them come after, by ``min_count`` and ``max_size``. Counts are this text's.
             tokenizer: how text becomes tokens.
             errors: ``"strict"`` or ``"replace"``, for bytes that are not UTF-8.
             field: field or column of the text in .jsonl, .csv and .parquet files.
@@ -116,9 +120,12 @@ class Corpus:
         check_errors(errors)
         check_threads(threads)
         check_tokenizer(tokenizer)
-        _check_vocab(vocab, max_size)
+        _check_vocab(vocab, max_size, known)
+        first = Vocab([] if known is None else list(known))
         found = find_source(source)
         settings = _settings(vocab, (min_count, max_size), tokenizer, errors, field)
+        if len(first):
+            settings["known"] = first.fingerprint
         key = _key(found, settings)
         if key is not None:
             kept = _open_entry(corpora_folder(cache) / key)
@@ -133,7 +140,7 @@ class Corpus:
         with _removed_on_failure(folder), contextlib.closing(batches):
             writer = Writer(folder)
             if vocab is None:
-                table = Table(tokenizer, max_size)
+                table = Table(tokenizer, max_size, first.tokens)
                 writer.take(batches, table)
                 raw_tokens = table.raw_tokens
                 table.report(progress)
@@ -209,6 +216,27 @@ class Corpus:
             corpus._remove = weakref.finalize(corpus, remove_tree, folder)
         return corpus
 
+    def renumbered(self, vocab: Vocab) -> Corpus:
+        """The same text with the ids of another vocabulary, in memory (4 bytes a token).
+
+        Raises:
+            KeyNotFound: ``vocab`` lacks a token of this corpus.
+        """
+        new_ids = np.array([vocab.id_of(token) for token in self.vocab.tokens], np.int32)
+        ids, hashes = np.empty(len(self), np.int32), Hashes()
+        for begin in range(0, len(self), _SLICE):
+            ids[begin : begin + _SLICE] = new_ids[self.ids[begin : begin + _SLICE]]
+        hashes.add_ids(ids)
+        hashes.add_starts(self.sentence_starts)
+        return Corpus(
+            vocab,
+            ids,
+            self.sentence_starts,
+            self.block_starts,
+            raw_tokens=self.raw_tokens,
+            fingerprint=hashes.result(vocab),
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -255,12 +283,19 @@ class Corpus:
         return [(self.vocab.tokens[row], int(counts[row])) for row in ranking.tolist() if counts[row]]
 
 
-def _check_vocab(vocab: object, max_size: int | None) -> None:
+def _check_vocab(vocab: object, max_size: int | None, known: object) -> None:
     if vocab is not None and not isinstance(vocab, Vocab):
         kind = type(vocab).__name__
         raise SettingError(f"Corpus.encode: vocab must be a Vocab, got {kind}; Vocab.load(path) reads one")
     if vocab is not None and max_size is not None:
         raise SettingError("Corpus.encode: max_size is for counting, leave it out where vocab is given")
+    if vocab is not None and known is not None:
+        raise SettingError(
+            "Corpus.encode: known is for counting, leave it out where vocab is given; "
+            "Vocab(known).add(tokens) puts known tokens first"
+        )
+    if isinstance(known, str) or not isinstance(known, Iterable | None):
+        raise SettingError(f"Corpus.encode: known must be Vectors or a list of tokens, got {known!r:.60}")
 
 
 def _settings(

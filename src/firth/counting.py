@@ -173,20 +173,38 @@ class Table:
     ``max(4 * max_size, 1,000,000)`` tokens, the most frequent half of that number stay (of equals
     those that came first), the rest are forgotten. A token forgotten and met again starts at zero.
 
+    Args:
+        tokenizer: gives words that stand for one another the same number.
+        max_size: see above.
+        known: different words that have the first numbers from the start and are never forgotten; they
+            count for nothing in these limits. Where the tokenizer folds words, one that does not fold
+            to itself cannot occur.
+
     Attributes:
-        words: list of str; counts: int64 (len(words),).
+        words: list of str; counts: int64 (len(words),); n_known: how many of them are ``known``.
         raw_tokens: all tokens counted, also those of forgotten words.
         pruned: entries forgotten so far.
         count_error: by how much at most the count of a token is too low for that.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_size: int | None = None) -> None:
-        self.words: list[str] = []
+    def __init__(self, tokenizer: Tokenizer, max_size: int | None = None, known: Sequence[str] = ()) -> None:
+        self.words: list[str] = list(known)
+        self.n_known = len(self.words)
+        self._known = {word: number for number, word in enumerate(self.words)}
         self.raw_tokens = self.pruned = self.count_error = 0
         self.tokenizer = tokenizer
-        self._limit = None if max_size is None else max(4 * max_size, PRUNE_ABOVE)
-        self._ids: dict[str, int] = {}
-        self._counts = np.zeros(1024, np.int64)
+        self._limit = None if max_size is None else max(4 * max_size, PRUNE_ABOVE) + self.n_known
+        self._ids = self._own_ids()
+        self._counts = np.zeros(max(1024, self.n_known), np.int64)
+
+    def _own_ids(self) -> dict[str, int]:
+        """The number of each word under its own spelling, if the tokenizer can give that."""
+        ids = {word: number for number, word in enumerate(self.words)}
+        if self.tokenizer.folds:
+            for word in self.words[: self.n_known]:
+                if self.tokenizer.fold(word) != word:
+                    del ids[word]
+        return ids
 
     @property
     def counts(self) -> Longs:
@@ -217,7 +235,7 @@ class Table:
             return numbers
         for row, word in zip(rows.tolist(), fresh, strict=True):
             key = self.tokenizer.fold(word)
-            number = ids.get(key)
+            number = ids.get(key, self._known.get(key))
             if number is None:
                 number = ids[key] = len(self.words)
                 self.words.append(key)
@@ -229,14 +247,14 @@ class Table:
         if self._limit is None or len(self._ids) <= self._limit:
             return None
         if len(self.words) <= self._limit:  # it is the spellings that fold to one word which are many
-            self._ids = {word: number for number, word in enumerate(self.words)}
+            self._ids = self._own_ids()
             return None
-        keep = self._limit // 2
-        order = np.argsort(-self.counts, kind="stable")
-        kept = np.sort(order[:keep])
+        keep = (self._limit - self.n_known) // 2
+        order = np.argsort(-self.counts[self.n_known :], kind="stable") + self.n_known
+        kept = np.append(np.arange(self.n_known), np.sort(order[:keep]))
         lost = order[keep:]
         numbers = np.full(len(self.words), -1, np.int32)
-        numbers[kept] = np.arange(keep, dtype=np.int32)
+        numbers[kept] = np.arange(len(kept), dtype=np.int32)
         self.pruned += len(lost)
         self.count_error += int(self.counts[lost].max(initial=0))
         new = numbers.tolist()

@@ -123,10 +123,18 @@ class Vocab:
     ) -> tuple[Vocab, npt.NDArray[np.intp]]:
         """The vocabulary of a counted table and, for each id, the row of the table it was.
 
+        Known words of the table keep their places at the front; the limits are for the others.
+
         Raises:
             SourceError: no token of ``what`` is left.
         """
-        rows = ranked(table.words, table.counts, min_count, max_size, what)
+        counts = table.counts.copy()
+        counts[: table.n_known] = 0
+        if table.n_known and not (counts >= min_count).any():
+            rows = np.arange(table.n_known)
+        else:
+            others = ranked(table.words, counts, min_count, max_size, what)
+            rows = np.append(np.arange(table.n_known), others)
         vocab = cls._sure([table.words[row] for row in rows.tolist()], table.counts[rows])
         vocab.pruned, vocab.count_error = table.pruned, table.count_error
         return vocab, rows
