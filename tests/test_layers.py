@@ -11,6 +11,7 @@ FLOORS = {
     "firth.__main__": 6,
     "firth.cli": 6,
     "firth.compare": 5,
+    "firth.documents": 5,
     "firth.view": 5,
     "firth.video": 5,
     "firth.nn": 4,
@@ -35,11 +36,13 @@ FLOORS = {
 FLOORS |= {
     "firth.encoding": 2,  # of corpus
     "firth.queries": 2,  # of vectors
-    "firth.reductions": 2,  # of vectors
     "firth.torchnames": 2,  # of vectors
+    "firth.lookup": 2,  # of vectors
+    "firth.reductions": 2,  # of vectors
     "firth.cache": 1,
     "firth.counting": 1,  # of vocab and corpus
     "firth.keys": 1,  # of vectors and formats
+    "firth.subwords": 1,  # of vectors and formats
     "firth.records": 1,  # of sources
     "firth.textfiles": 1,  # of sources and formats
     "firth.vocabfile": 1,  # of vocab
@@ -52,6 +55,7 @@ FLOORS |= {
     "firth.kernels.threads": 0,  # the same
     "firth.kernels.bags_reference": 0,
     "firth.kernels.bags_cpu": 0,
+    "firth.ngrams": 0,  # of subwords
     "firth.suggest": 0,
 }
 

@@ -7,97 +7,26 @@ is numpy: no torch, no numba, no pyarrow.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firth.errors import KeyNotFound, SettingError, ShapeError
-from firth.keys import Keys
+from firth.lookup import Float32s, Key, Lookup, refuse_one
 from firth.search import inverse, lengths, products, top_k, unit
 
-Float32s: TypeAlias = NDArray[np.float32]
-Key: TypeAlias = str | int | np.integer[Any]
 Item: TypeAlias = Key | NDArray[Any] | tuple[Key | NDArray[Any], float]
 Items: TypeAlias = Item | Sequence[Item] | None
 Neighbours: TypeAlias = list[tuple[str, float]]
 
 
-class Queries:
-    """What can be asked of keys and a matrix; ``Vectors`` adds where they come from and go to."""
+class Queries(Lookup):
+    """What can be asked of keys and a matrix; ``Vectors`` adds where they come from and go to.
 
-    _keys: Keys
-    _matrix: Float32s
-    _inverse: Float32s | None
-
-    # -- keys and rows
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, key: object) -> bool:
-        return self._row(key) >= 0
-
-    def has_index_for(self, key: object) -> bool:
-        """Whether there is such a key (or row number)."""
-        return key in self
-
-    def get_index(self, key: Key, default: int | None = None) -> int:
-        """The row of ``key``; a row number is its own row.
-
-        Raises:
-            KeyNotFound: there is none and no ``default``; the closest keys are named.
-        """
-        row = self._row(key)
-        if row >= 0:
-            return row
-        if default is not None:
-            return default
-        raise KeyNotFound(key, self._where(), self._keys.close(key))
-
-    def _row(self, key: object) -> int:
-        if isinstance(key, str):
-            return self._keys.row(key)
-        is_row = (
-            isinstance(key, (int, np.integer)) and not isinstance(key, bool) and 0 <= key < len(self._keys)
-        )
-        return int(key) if is_row else -1  # type: ignore[call-overload]
-
-    def _rows(self, keys: Iterable[Key]) -> NDArray[np.int64]:
-        _refuse_one(keys)
-        return np.array([self.get_index(key) for key in keys], np.int64)
-
-    def _where(self) -> str:
-        return f"vectors of {len(self._keys):,} keys"
-
-    def __getitem__(self, keys: Key | Sequence[Key]) -> Float32s:
-        """``v["word"]``: a read-only row (D,). ``v[["a", "b"]]``: a new array (2, D)."""
-        if isinstance(keys, (str, int, np.integer)):
-            return self.get_vector(keys)
-        return self._matrix[self._rows(keys)]
-
-    def get_vector(self, key: Key, norm: bool = False) -> Float32s:
-        """The vector of ``key``, (D,) float32, read-only; of length one if ``norm`` is set."""
-        row = self.get_index(key)
-        vector: Float32s = self._matrix[row]
-        if norm:
-            vector = vector * self._inverse_norms(row, row + 1)[0]
-        vector.flags.writeable = False
-        return vector
-
-    @property
-    def norms(self) -> Float32s:
-        """(V,) float32: the length of each vector."""
-        return lengths(self._matrix)
-
-    def _inverse_norms(self, start: int = 0, stop: int | None = None) -> Float32s:
-        # One over the length, 0 for a row of zeros, so that its cosine with anything is 0.
-        if self._inverse is None and (stop is None or stop - start > 1):
-            self._inverse = inverse(lengths(self._matrix))
-        if self._inverse is None:
-            return inverse(lengths(self._matrix[start:stop]))
-        return self._inverse[start:stop]
+    Where there are subwords, every word that is asked about has a vector; answers are keys all the same.
+    """
 
     # -- means of several keys
 
@@ -122,7 +51,7 @@ class Queries:
             SettingError: no keys, one string for a list of keys, or another number of weights.
             KeyNotFound: a key is missing and ``ignore_missing`` is off.
         """
-        _refuse_one(keys)
+        refuse_one(keys)
         if len(keys) == 0:
             raise SettingError("get_mean_vector(): no keys are given, and there is no mean of nothing")
         factors = np.ones(len(keys)) if weights is None else np.asarray(weights, np.float64)
@@ -132,7 +61,7 @@ class Queries:
         for key, factor in zip(keys, factors, strict=True):
             if isinstance(key, np.ndarray):
                 mean += factor * self._vector(key)
-            elif ignore_missing and key not in self:
+            elif ignore_missing and not self._has_vector(key):
                 continue
             else:
                 mean += factor * self.get_vector(key, norm=pre_normalize)
@@ -172,7 +101,9 @@ class Queries:
                 raise SettingError(f"{what}(): give restrict_vocab or clip_start and clip_end, not both")
             if restrict_vocab < 1:
                 raise SettingError(f"{what}(): restrict_vocab is {restrict_vocab}; it must be 1 or more")
-            return 0, min(restrict_vocab, len(self))
+            stop = min(restrict_vocab, len(self))
+        if not len(self):
+            raise SettingError(f"{what}(): there are no keys to choose from; vectors_for_all(words) has some")
         first, last, _ = slice(start, stop or None).indices(len(self))
         if first >= last:
             raise SettingError(f"{what}(): no rows lie between clip_start {start} and clip_end {stop}")
@@ -246,7 +177,7 @@ class Queries:
             return self._cosines(query, first, last)
         if topn < 1:
             return []
-        asked = sorted({self.get_index(key) - first for key in keys if not isinstance(key, np.ndarray)})
+        asked = sorted({self._row(key) - first for key in keys if not isinstance(key, np.ndarray)})
         skip = np.array([row if row < last - first else -1 for row in asked], np.int64)
         ids, scores = top_k(
             query[None],
@@ -320,9 +251,9 @@ class Queries:
                 raise ShapeError("nearest(): a query holds NaN or infinity")
             vectors = vectors * inverse(lengths(vectors))[:, None]
         else:
-            rows = self._rows(queries)
-            vectors = self._matrix[rows] * self._inverse_norms()[rows, None]
-            if (rows < last).any():
+            vectors, rows = self._gather(queries)
+            vectors *= inverse(lengths(vectors))[:, None]
+            if ((rows >= 0) & (rows < last)).any():
                 skip = np.where(rows < last, rows, -1)[:, None]
         return top_k(vectors, self._matrix[:last], topn, scale=self._inverse_norms()[:last], skip=skip)
 
@@ -375,7 +306,7 @@ class Queries:
         np.divide(above, below + np.float32(1e-6), out=scores, where=good)
         if topn is None:
             return scores
-        asked = sorted({self.get_index(key) for key in keys if not isinstance(key, np.ndarray)})
+        asked = sorted({self._row(key) for key in keys if not isinstance(key, np.ndarray)})
         skip = np.array([row for row in asked if row < last], np.int64)[None]
         ids, best = top_k(np.ones((1, 1), np.float32), scores[:, None], topn, skip=skip)
         return self._named(ids[0], best[0])
@@ -396,7 +327,7 @@ class Queries:
         query = self.get_mean_vector([word_or_vector], post_normalize=True, ignore_missing=False)
         if len(other_words) == 0:
             return 1 - self._cosines(query)
-        part = self._matrix[self._rows(other_words)]
+        part = self._gather(other_words)[0]
         distances: Float32s = 1 - products(query[None], part, inverse(lengths(part)))[0]
         return distances
 
@@ -415,10 +346,10 @@ class Queries:
             KeyNotFound: none of them is there.
             SettingError: none is given, or one string for a list of keys.
         """
-        _refuse_one(words)
-        known = [word for word in words if word in self]
+        refuse_one(words)
+        known = [word for word in words if self._has_vector(word)]
         if len(known) < len(words):
-            missing = [word for word in words if word not in self]
+            missing = [word for word in words if not self._has_vector(word)]
             if not known:
                 raise KeyNotFound(missing[0] if missing else "", self._where(), self._keys.close(missing[0]))
             warnings.warn(
@@ -426,18 +357,19 @@ class Queries:
             )
         if not known:
             raise SettingError("doesnt_match(): no keys are given")
-        rows = self._rows(known)
-        vectors = self._matrix[rows] * inverse(lengths(self._matrix[rows]))[:, None]
+        vectors, rows = self._gather(known)
+        vectors *= inverse(lengths(vectors))[:, None]
         cosines = vectors @ unit(vectors.mean(axis=0, dtype=np.float64))
-        return min(zip(cosines.tolist(), (self._keys[int(row)] for row in rows), strict=True))[1]
+        named = zip(known, rows.tolist(), strict=True)
+        names = [str(word) if row < 0 else self._keys[row] for word, row in named]
+        return min(zip(cosines.tolist(), names, strict=True))[1]
 
     def closer_than(self, key1: Key, key2: Key) -> list[str]:
         """The keys that are closer to ``key1`` than ``key2`` is."""
-        row, other = self.get_index(key1), self.get_index(key2)
+        row, other = self._row(key1), self._row(key2)
         distances = self.distances(key1)
-        return [
-            self._keys[int(place)] for place in np.flatnonzero(distances < distances[other]) if place != row
-        ]
+        bound = distances[other] if other >= 0 else self.distances(key1, [key2])[0]
+        return [self._keys[int(place)] for place in np.flatnonzero(distances < bound) if place != row]
 
     def rank(self, key1: Key, key2: Key) -> int:
         """The place of ``key2`` among the neighbours of ``key1``, from 1."""
@@ -468,12 +400,6 @@ class Queries:
         if total == 0:
             raise SettingError(f"relative_cosine_similarity(): {wa!r} has no similar keys")
         return self.similarity(wa, wb) / total
-
-
-def _refuse_one(keys: object) -> None:
-    # A string is a sequence too, of keys of one letter, which may even be there.
-    if isinstance(keys, str):
-        raise SettingError(f"a list of keys is expected, not the one string {keys!r:.60}; try [{keys!r:.60}]")
 
 
 def _as_list(items: Items) -> list[Any]:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ from firth import formats
 from firth.errors import SettingError, ShapeError
 from firth.formats import Options, Table
 from firth.keys import Keys
-from firth.queries import Float32s, Queries
+from firth.lookup import Float32s
+from firth.queries import Queries
 from firth.reductions import Reductions
 from firth.search import inverse, lengths
+from firth.subwords import Subwords
 from firth.torchnames import TorchNames
 
 PATH = str | os.PathLike[str]
@@ -34,6 +36,8 @@ class Vectors(Reductions, TorchNames, Queries):
         counts: (V,) how often each key occurred, or ``None``.
         context: (V, D) the second table of the training (the context vectors), or ``None``.
         metadata: what there is to say about the vectors, as JSON has it: settings, scores, loss.
+        subwords: rows of n-grams, of which words that are no keys get their vectors. With them there may
+            be no keys at all, and a matrix of shape (0, D).
 
     Raises:
         ShapeError: the shapes do not fit, or the matrix is empty or not of numbers.
@@ -48,6 +52,7 @@ class Vectors(Reductions, TorchNames, Queries):
         counts: Sequence[int] | NDArray[Any] | None = None,
         context: NDArray[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        subwords: Subwords | None = None,
     ) -> None:
         self._keys = keys if isinstance(keys, Keys) else Keys(keys)
         self._matrix = _frozen(matrix, "matrix")
@@ -56,11 +61,16 @@ class Vectors(Reductions, TorchNames, Queries):
         self._context: Vectors | None = None
         self._source: Path | None = None
         self._storage = "float32"
+        self._subwords = subwords
         self._counts = None if counts is None else _counts(counts, len(self._keys))
         self._metadata = _jsonable(metadata or {})
         if len(self._keys) != len(self._matrix):
             raise ShapeError(f"Vectors(): {len(self._keys):,} keys and {len(self._matrix):,} rows do not fit")
-        if self._matrix.size == 0:
+        if subwords is not None and subwords.dim != self._matrix.shape[1]:
+            raise ShapeError(
+                f"Vectors(): subwords have {subwords.dim} numbers a row, the matrix {self._matrix.shape[1]}"
+            )
+        if self._matrix.size == 0 and subwords is None:
             raise ShapeError(
                 f"Vectors(): the matrix has the shape {self._matrix.shape}; one row and number is the least"
             )
@@ -107,7 +117,12 @@ class Vectors(Reductions, TorchNames, Queries):
         place = Path(path)
         table = formats.read(place, format, Options(header, limit, errors, dtype))
         vectors = cls(
-            table.keys, table.matrix, counts=table.counts, context=table.context, metadata=table.metadata
+            table.keys,
+            table.matrix,
+            counts=table.counts,
+            context=table.context,
+            metadata=table.metadata,
+            subwords=table.subwords,
         )
         vectors._source, vectors._storage = place, table.storage
         return vectors
@@ -128,7 +143,13 @@ class Vectors(Reductions, TorchNames, Queries):
             StorageError: the file cannot be written; what stood there is untouched.
         """
         table = Table(
-            self._keys, self._matrix, self._counts, self._context_matrix, self._metadata, self._storage
+            self._keys,
+            self._matrix,
+            self._counts,
+            self._context_matrix,
+            self._metadata,
+            self._storage,
+            self._subwords,
         )
         formats.write(Path(path), table, format)
 
@@ -211,12 +232,16 @@ class Vectors(Reductions, TorchNames, Queries):
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Nothing in them changes, so that models that hold them are copied without copying the matrix.
+        return self
+
     # -- new ones from old
 
     def with_vectors(self, changes: Mapping[str, NDArray[Any] | Sequence[float]]) -> Vectors:
         """New ``Vectors`` with some rows replaced and keys that are new put at the end.
 
-        New keys have the count 0. The context table is kept while no key is new.
+        New keys have the count 0. The context table is kept while no key is new, subwords always.
 
         Raises:
             ShapeError: a vector of another length, or with NaN or infinity in it.
@@ -231,17 +256,16 @@ class Vectors(Reductions, TorchNames, Queries):
         if counts is not None:
             counts = np.concatenate((counts, np.zeros(len(new), np.int64)))
         context = None if new else self._context_matrix
-        return self._derived(
-            keys, matrix, counts, context, f"with_vectors: {len(changes)} rows, {len(new)} new"
-        )
+        note = f"with_vectors: {len(changes)} rows, {len(new)} new"
+        return self._derived(keys, matrix, counts, context, note, self._subwords)
 
     def normalized(self) -> Vectors:
-        """New ``Vectors`` of length one (rows of zeros stay); without the context table."""
+        """New ``Vectors`` of length one (rows of zeros stay); without the context table and subwords."""
         matrix = self._matrix * inverse(lengths(self._matrix))[:, None]
         return self._derived(self._keys, matrix, self._counts, None, "normalized")
 
     def subset(self, keys: Sequence[str]) -> Vectors:
-        """New ``Vectors`` of these keys in this order, with their counts and context.
+        """New ``Vectors`` of these keys in this order, with their counts, context and the subwords.
 
         Raises:
             KeyNotFound: one is not there.
@@ -250,9 +274,27 @@ class Vectors(Reductions, TorchNames, Queries):
         context = None if self._context_matrix is None else self._context_matrix[rows]
         counts = None if self._counts is None else self._counts[rows]
         note = f"subset: {len(rows)} of {len(self)} keys"
-        result = self._derived(self._keys.take(rows), self._matrix[rows], counts, context, note)
+        result = self._derived(
+            self._keys.take(rows), self._matrix[rows], counts, context, note, self._subwords
+        )
         result._storage = self._storage
         return result
+
+    def vectors_for_all(self, keys: Sequence[str]) -> Vectors:
+        """New ``Vectors`` of these keys in this order, also of those that only subwords have a vector for.
+
+        gensim's name; keys without a vector are left out there, here they are refused. Counts, 0 for
+        new keys, and subwords are kept, context only where no key is new.
+
+        Raises:
+            KeyNotFound: a key is not there, and there are no subwords.
+        """
+        matrix, rows = self._gather(keys)
+        known = rows >= 0
+        counts = None if self._counts is None else np.where(known, self._counts[rows], 0)
+        context = self._context_matrix[rows] if self._context_matrix is not None and known.all() else None
+        note = f"vectors_for_all: {len(rows)} keys, {int((~known).sum())} new"
+        return self._derived(Keys(keys), matrix, counts, context, note, self._subwords)
 
     def _derived(
         self,
@@ -261,10 +303,13 @@ class Vectors(Reductions, TorchNames, Queries):
         counts: NDArray[np.int64] | None,
         context: Float32s | None,
         change: str,
+        subwords: Subwords | None = None,
     ) -> Vectors:
         metadata = self.metadata
         metadata["changes"] = [*metadata.get("changes", []), change]
-        return Vectors(keys, matrix, counts=counts, context=context, metadata=metadata)
+        if self._subwords is not None and subwords is None:
+            metadata["changes"][-1] += "; subwords left out"
+        return Vectors(keys, matrix, counts=counts, context=context, metadata=metadata, subwords=subwords)
 
     # -- for people
 
@@ -275,7 +320,11 @@ class Vectors(Reductions, TorchNames, Queries):
         words = " ".join(repr(key) for key in self._keys[:4]) + (" ..." if len(self) > 4 else "")
         extras = [
             name
-            for name, value in (("counts", self._counts), ("context", self._context_matrix))
+            for name, value in (
+                ("counts", self._counts),
+                ("context", self._context_matrix),
+                ("subwords", self._subwords),
+            )
             if value is not None
         ]
         parts = [
@@ -296,6 +345,7 @@ class Vectors(Reductions, TorchNames, Queries):
             "first keys": " ".join(self._keys[:8]),
             "counts": "yes" if self._counts is not None else "no",
             "context": "yes" if self._context_matrix is not None else "no",
+            "subwords": "no" if self._subwords is None else self._subwords.kind,
             "file": self._source.name if self._source else "none",
             **{name: str(value)[:80] for name, value in list(self._metadata.items())[:8]},
         }

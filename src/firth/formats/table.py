@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from firth.errors import FormatError, SettingError
 from firth.files import storage_error
 from firth.keys import Keys
+from firth.subwords import Subwords
 from firth.textfiles import TextFile
 
 HEAD = 1 << 20  # bytes looked at to recognise a format
@@ -38,6 +39,7 @@ class Table:
     context: NDArray[np.float32] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     storage: str = "float32"
+    subwords: Subwords | None = None
 
 
 @dataclass(frozen=True)
