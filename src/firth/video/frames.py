@@ -44,6 +44,7 @@ class VideoInfo:
         width, height: of a frame, in pixels.
         pixel_format: FFmpeg's name, such as ``"yuv420p"``.
         depth: bits of a luma sample.
+        sample_aspect: width of a pixel over its height.
         n_frames: frames, counted in the file and not read from its header.
         seconds: from the first frame to the end of the last, 0 if unknown.
         n_bytes: size of the file.
@@ -57,6 +58,7 @@ class VideoInfo:
     height: int
     pixel_format: str
     depth: int
+    sample_aspect: Fraction
     n_frames: int
     seconds: float
     n_bytes: int
@@ -134,6 +136,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             height=context.height,
             pixel_format=context.format.name,
             depth=luma_depth(context.format, path),
+            sample_aspect=stream.sample_aspect_ratio or Fraction(1),
             n_frames=n_frames,
             seconds=_seconds(container, stream),
             n_bytes=os.path.getsize(path),
