@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from firth.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from firth import documents as documents
     from firth import errors as errors
     from firth import evaluate as evaluate
     from firth import nn as nn
@@ -61,6 +62,7 @@ _HOME = {
     "Tokenizer": "firth.sources",
     "Vectors": "firth.vectors",
     "Vocab": "firth.vocab",
+    "documents": "",
     "errors": "",
     "evaluate": "",
     "nn": "",
@@ -85,6 +87,7 @@ __all__ = [  # what _HOME lists, spelt out for tools that read and do not run
     "Vectors",
     "Vocab",
     "__version__",
+    "documents",
     "errors",
     "evaluate",
     "nn",

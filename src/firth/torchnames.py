@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class TorchNames(Queries):
     def get_vecs_by_tokens(self, tokens: str | Sequence[str], lower_case_backup: bool = False) -> Tensor:
         """The vectors of tokens as a new torch tensor; zeros for a token that has none.
 
+        With subwords every token but the empty one has a vector.
+
         Args:
             tokens: one token, or a list of them.
             lower_case_backup: look a token that is not there up in lower case.
@@ -57,15 +59,15 @@ class TorchNames(Queries):
             )
         found = np.zeros((len(asked), self.dim), np.float32)
         for place, token in enumerate(asked):
-            known = self._spelling(token, lower_case_backup)
+            known = self.spelling(token, lower_case_backup)
             if known is not None:
                 found[place] = self.get_vector(known)
         made = torch.from_numpy(found)
-        return cast("Tensor", made[0]) if isinstance(tokens, str) else made
+        return made[0] if isinstance(tokens, str) else made
 
-    def _spelling(self, token: str, lower_case_backup: bool) -> str | None:
-        """``token`` as it is there, or ``None``."""
-        if token in self:
-            return token
-        lowered = token.lower()
-        return lowered if lower_case_backup and lowered in self else None
+    def spelling(self, token: str, lower_case_backup: bool = False) -> str | None:
+        """What ``token`` can be looked up as: itself, in lower case if asked for, or ``None``."""
+        for spelled in (token, token.lower()) if lower_case_backup else (token,):
+            if spelled in self:
+                return spelled
+        return token if self._has_vector(token) else None

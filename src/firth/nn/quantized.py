@@ -131,6 +131,8 @@ class QuantizedEmbedding(Words):
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         kind: str = "int8",
     ) -> Self:
         """:meth:`from_float` of ``firth.nn.Embedding.from_vectors`` with these arguments.
@@ -151,7 +153,7 @@ class QuantizedEmbedding(Words):
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
         )
-        return cls.from_float(layer, kind)
+        return cls.from_float(layer, kind).to(device=device, dtype=dtype)
 
     def _put(self, first: int, piece: Tensor) -> None:
         """Quantise rows from ``first`` on."""

@@ -114,6 +114,10 @@ def table_of(
             f"{name}: firth.Vectors are expected, got {type(vectors).__name__}; "
             "firth.Vectors.load(path) reads them, and from_pretrained takes a tensor"
         )
+    if not len(vectors):
+        raise SettingError(
+            f"{name}: the vectors have no keys, only subwords; vectors.vectors_for_all(words) has both"
+        )
     tokens, counts = vectors.index_to_key.to_list(), vectors.counts
     new, padding_row = place.among(name, tokens)
     at = len(tokens) if new is None or padding_row is None else padding_row
