@@ -16,6 +16,8 @@ from firth.nn.recipes import Adam as Adam
 from firth.nn.recipes import RowWiseAdagrad as RowWiseAdagrad
 from firth.nn.sharded import ShardedEmbedding as ShardedEmbedding
 from firth.nn.skipgram import SkipGram as SkipGram
+from firth.nn.transfer import extend_model_embeddings as extend_model_embeddings
+from firth.nn.transfer import init_model_embeddings as init_model_embeddings
 
 __all__ = [
     "SGD",
@@ -33,5 +35,7 @@ __all__ = [
     "ShardedEmbedding",
     "SkipGram",
     "SkipGramBatches",
+    "extend_model_embeddings",
     "functional",
+    "init_model_embeddings",
 ]
