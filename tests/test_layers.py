@@ -10,7 +10,7 @@ FLOORS = {
     "firth": 6,
     "firth.__main__": 6,
     "firth.cli": 6,
-    "firth.compare": 5,
+    "firth.comparison": 5,
     "firth.documents": 5,
     "firth.view": 5,
     "firth.video": 5,

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from firth import errors as errors
     from firth import evaluate as evaluate
     from firth import nn as nn
+    from firth.comparison import align as align
+    from firth.comparison import compare as compare
+    from firth.comparison import merge as merge
     from firth.corpus import Corpus as Corpus
     from firth.errors import Diverged as Diverged
     from firth.errors import FirthError as FirthError
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 # Public name -> the module that holds it; "" where the name is itself a module.
 _HOME = {
+    "align": "firth.comparison",
+    "compare": "firth.comparison",
     "Corpus": "firth.corpus",
     "Diverged": "firth.errors",
     "FirthError": "firth.errors",
@@ -65,6 +70,7 @@ _HOME = {
     "documents": "",
     "errors": "",
     "evaluate": "",
+    "merge": "firth.comparison",
     "nn": "",
     "train": "firth.training",
 }
@@ -87,9 +93,12 @@ __all__ = [  # what _HOME lists, spelt out for tools that read and do not run
     "Vectors",
     "Vocab",
     "__version__",
+    "align",
+    "compare",
     "documents",
     "errors",
     "evaluate",
+    "merge",
     "nn",
     "train",
 ]

@@ -8,13 +8,16 @@ from typing import Annotated, Any
 import typer
 
 import firth
-from firth.cli import analogy, convert, evaluate, info, similar, train
+from firth.cli import align, analogy, compare, convert, evaluate, info, merge, similar, train
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "similar": similar.similar,
     "analogy": analogy.analogy,
     "evaluate": evaluate.evaluate,
+    "compare": compare.compare,
+    "align": align.align,
+    "merge": merge.merge,
     "convert": convert.convert,
     "info": info.info,
 }

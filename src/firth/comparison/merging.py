@@ -1,0 +1,240 @@
+"""``merge``: one set of vectors from several, over all their words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firth.comparison.alignment import procrustes
+from firth.comparison.shared import Float32s, Rows, check_models, names_of, shared_keys, unit_rows
+from firth.errors import SettingError
+from firth.reductions import blocks
+from firth.vectors import Vectors
+
+Float64s = NDArray[np.float64]
+METHODS = ("concat", "svd", "average", "align")
+MISSING = ("map", "zero", "drop")
+RIDGE = 0.01  # of the mean variance of a dimension, added to it
+
+
+def merge(
+    *models: Vectors,
+    method: str = "concat",
+    weights: Sequence[float] | None = None,
+    dim: int | None = None,
+    missing: str = "map",
+    names: Sequence[str] | None = None,
+) -> Vectors:
+    """One set of vectors from several: a meta-embedding.
+
+    Each model's rows are brought to length one and multiplied by its weight; then, by ``method``:
+
+    ``"concat"``
+        they stand one after the other, so that a cosine is the mean of the models' cosines weighted by
+        the squares of ``weights`` (CONC of Yin and Schütze 2016, "Learning Word Meta-Embeddings").
+    ``"svd"``
+        the concatenation is reduced to ``dim`` numbers by its singular value decomposition; the
+        coordinates keep their scale, U S (SVD of Yin and Schütze, who take U alone; ``bench/two_models.py``
+        shows both). That is also the best that linear maps back to all models can do with ``dim``
+        numbers, which is what their 1TON learns by gradient.
+    ``"average"``
+        shorter vectors are filled with zeros, and the sum is divided by the weights (Coates and Bollegala
+        2018, "Frustratingly Easy Meta-Embedding").
+    ``"align"``
+        all models are first turned into the space of the longest one by an orthogonal map learned on
+        their shared words, then averaged (as Jawanpuria et al. 2020, "Learning Geometric Word
+        Meta-Embeddings", who learn a scaling too).
+
+    **Words that a model lacks**, by ``missing``:
+
+    ``"map"``
+        its vector is predicted from the models that have the word, by linear maps learned on the words
+        that both have, averaged over these models and brought to length one: MutualLearning of Yin and
+        Schütze 2016, whose maps are found by gradient and here by ridge regression.
+    ``"zero"``
+        its part is zeros; averages are over the models that have the word.
+    ``"drop"``
+        only words that all models have are kept.
+
+    Rows come in the order of the first model, then the words that are new in the second, and so on, so
+    row numbers of the first model stay.
+
+    Args:
+        models: two or more.
+        method: one of the above.
+        weights: one a model, positive; all 1 by default. A weaker model helps with a smaller weight.
+        dim: numbers in a vector, for ``"svd"`` only; by default those of the longest model.
+        missing: one of the above.
+        names: of the models for the metadata; by default those of their files.
+
+    Returns:
+        new ``Vectors``; counts are added up where all models have some.
+
+    Raises:
+        SettingError: fewer than two models, two that are the same, no word in common, no such method,
+            weights or a ``dim`` that do not fit, too few shared words to learn a map.
+    """
+    check_models("merge", models)
+    named = names_of(models, names, "merge")
+    _check_settings(models, method, weights, dim, missing)
+    factors = [1.0] * len(models) if weights is None else [float(one) for one in weights]
+    shared, rows = shared_keys("merge", models)
+    if len(shared) < 2 and missing == "map":
+        raise SettingError(
+            f"merge(): the models share one word, {shared[0]!r}, too few to map the others; "
+            "missing='zero' or 'drop' needs no map"
+        )
+    keys = list(dict.fromkeys(key for one in models for key in one))
+    if missing == "drop":
+        common = set(shared)
+        keys = [key for key in keys if key in common]
+    parts, known = _parts(models, keys, rows, missing)
+    turns = _turns(models, rows) if method == "align" else None
+    matrix = _combined(method, parts, known, factors, dim, turns)
+    metadata: dict[str, Any] = {
+        "merge": {
+            "method": method,
+            "models": [
+                {"name": name, "keys": len(one), "dim": one.vector_size, "weight": weight}
+                for name, one, weight in zip(named, models, factors, strict=True)
+            ],
+            "missing": missing,
+            "shared": len(shared),
+        }
+    }
+    return Vectors(keys, matrix, counts=_counts(models, keys), metadata=metadata)
+
+
+def _check_settings(
+    models: Sequence[Vectors], method: str, weights: Sequence[float] | None, dim: int | None, missing: str
+) -> None:
+    if method not in METHODS:
+        raise SettingError(f"merge(): method is {method!r}; one of {', '.join(METHODS)} is expected")
+    if missing not in MISSING:
+        raise SettingError(f"merge(): missing is {missing!r}; one of {', '.join(MISSING)} is expected")
+    if weights is not None and len(weights) != len(models):
+        raise SettingError(f"merge(): {len(models)} models have {len(weights)} weights; give one a model")
+    if weights is not None and not all(math.isfinite(one) and one > 0 for one in weights):
+        raise SettingError(f"merge(): weights are {list(weights)}; they must be above 0")
+    dims = [one.vector_size for one in models]
+    if dim is None:
+        return
+    if method != "svd":
+        number = {"concat": sum(dims)}.get(method, max(dims))
+        raise SettingError(
+            f"merge(): dim is for method='svd'; {method!r} of {' and '.join(map(str, dims))} numbers gives "
+            f"{number}, which reduce({dim}) can make smaller"
+        )
+    if not 1 <= dim <= sum(dims):
+        raise SettingError(f"merge(): dim is {dim}; models of {dims} numbers give 1 to {sum(dims)}")
+
+
+# -- a row a word from each model
+
+
+def _parts(
+    models: Sequence[Vectors], keys: Sequence[str], shared: Sequence[Rows], missing: str
+) -> tuple[list[Float32s], list[NDArray[np.bool_]]]:
+    """For each model its rows for ``keys``, of length one, and which of them it really has."""
+    units = [unit_rows(one.vectors) for one in models]
+    tables = [one.key_to_index for one in models]
+    places = [np.array([table.get(key, -1) for key in keys], np.int64) for table in tables]
+    known = [place >= 0 for place in places]
+    parts = []
+    for unit, place, have in zip(units, places, known, strict=True):
+        part = np.zeros((len(keys), unit.shape[1]), np.float32)
+        part[have] = unit[place[have]]
+        parts.append(part)
+    if missing != "map":
+        return parts, known
+    for target, part in enumerate(parts):
+        lacking = ~known[target]
+        if not lacking.any():
+            continue
+        total = np.zeros((len(keys), part.shape[1]))
+        for source, have in enumerate(known):
+            useful = lacking & have
+            if source != target and useful.any():
+                turn = _ridge(units[source][shared[source]], units[target][shared[target]])
+                total[useful] += parts[source][useful] @ turn
+        part[lacking] = unit_rows(total[lacking].astype(np.float32))
+    return parts, [np.ones(len(keys), bool)] * len(models)
+
+
+def _ridge(x: Float32s, y: Float32s) -> Float64s:
+    """(D1, D2): the linear map of the least ``|x w - y|^2 + penalty |w|^2``."""
+    square, product = np.zeros((x.shape[1], x.shape[1])), np.zeros((x.shape[1], y.shape[1]))
+    for part in blocks(x):
+        a = x[part].astype(np.float64)
+        square += a.T @ a
+        product += a.T @ y[part]
+    penalty = RIDGE * np.trace(square) / len(square)
+    return np.linalg.solve(square + max(penalty, 1e-12) * np.eye(len(square)), product)
+
+
+# -- the methods
+
+
+def _turns(models: Sequence[Vectors], shared: Sequence[Rows]) -> list[Float64s | None]:
+    """The map of each model into the space of the longest, ``None`` for that one itself."""
+    longest = max(range(len(models)), key=lambda place: models[place].vector_size)
+    units = [unit_rows(one.vectors[rows]) for one, rows in zip(models, shared, strict=True)]
+    return [
+        None if place == longest else procrustes(unit, units[longest]) for place, unit in enumerate(units)
+    ]
+
+
+def _combined(
+    method: str,
+    parts: Sequence[Float32s],
+    known: Sequence[NDArray[np.bool_]],
+    weights: Sequence[float],
+    dim: int | None,
+    turns: Sequence[Float64s | None] | None,
+) -> Float32s:
+    if method == "concat":
+        return np.hstack([part * np.float32(weight) for part, weight in zip(parts, weights, strict=True)])
+    width = max(part.shape[1] for part in parts)
+    if method == "svd":
+        return _svd(parts, weights, width if dim is None else dim)
+    total = np.zeros((len(parts[0]), width))
+    shares = np.zeros((len(parts[0]), 1))
+    for place, (part, have, weight) in enumerate(zip(parts, known, weights, strict=True)):
+        turn = None if turns is None else turns[place]
+        turned = part if turn is None else part @ turn
+        total[:, : turned.shape[1]] += weight * turned
+        shares += weight * have[:, None]
+    return (total / shares).astype(np.float32)
+
+
+def _svd(parts: Sequence[Float32s], weights: Sequence[float], dim: int) -> Float32s:
+    """U S of the concatenation, its first ``dim`` columns, without making the concatenation."""
+    scaled = [weight * part for part, weight in zip(parts, weights, strict=True)]
+    ends = np.cumsum([0, *(part.shape[1] for part in parts)])
+    square = np.zeros((ends[-1], ends[-1]))
+    pieces = blocks(scaled[0])
+    for rows in pieces:
+        whole = np.hstack([part[rows] for part in scaled]).astype(np.float64)
+        square += whole.T @ whole
+    axes = np.linalg.eigh(square)[1][:, ::-1][:, :dim]
+    largest = axes[np.abs(axes).argmax(axis=0), np.arange(dim)]
+    axes = axes * np.where(largest < 0, -1.0, 1.0)  # the sign must not hang on the solver
+    result = np.empty((len(parts[0]), dim), np.float32)
+    for rows in pieces:
+        result[rows] = np.hstack([part[rows] for part in scaled]) @ axes
+    return result
+
+
+def _counts(models: Sequence[Vectors], keys: Sequence[str]) -> NDArray[np.int64] | None:
+    total = np.zeros(len(keys), np.int64)
+    for one in models:
+        if one.counts is None:
+            return None
+        table = one.key_to_index
+        places = np.array([table.get(key, -1) for key in keys], np.int64)
+        total += np.where(places >= 0, one.counts[places], 0)
+    return total
