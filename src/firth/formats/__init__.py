@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from firth.errors import FormatError, SettingError, StorageError
 from firth.files import check_folder_writable, check_writable, storage_error
 from firth.formats import (
+    fasttext_bin,
     glove,
     safetensors,
     word2vec_binary,
@@ -53,6 +54,7 @@ FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (
         safetensors,
+        fasttext_bin,
         word2vec_text,
         word2vec_binary,
         glove,
@@ -61,7 +63,6 @@ FORMATS: dict[str, Format] = {
 
 # What people try to open, by its first bytes, and the way out.
 _FOREIGN = (
-    (b"\xba\x16\x4f\x2f", "a fastText .bin model, which is not read; fastText's .vec file is"),
     (
         b"\x80",
         "a Python pickle (gensim's native form?), which is never opened; use save_word2vec_format in gensim",

@@ -198,6 +198,9 @@ class Rows:
         dim: numbers in a row.
         expected: a bound on the number of rows that the size of the file allows (not a claim).
         errors: how to decode keys, see ``Options``.
+
+    Attributes:
+        kept: after ``table()``: the rows that are left where keys were repeated; else ``None``.
     """
 
     def __init__(self, path: Path, dim: int, expected: int, errors: str) -> None:
@@ -207,6 +210,7 @@ class Rows:
         self._keys: list[bytes] = []  # of a block each, end to end
         self._sizes: list[NDArray[np.int64]] = []
         self._length = 0
+        self.kept: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -287,7 +291,7 @@ class Rows:
             )
             kept = np.ones(self._length, bool)
             kept[repeats] = False
-            rows = np.flatnonzero(kept)
+            self.kept = rows = np.flatnonzero(kept)
             data = b"".join(
                 data[begin:end]
                 for begin, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
