@@ -177,6 +177,42 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def replacing_together(first: Path, second: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Two temporary files for files that belong together, put in place when both are whole and synced.
+
+    The old ``second`` is removed before anything is renamed: a crash in between leaves one without the
+    other, which can be told, and never the new of one beside the old of the other.
+
+    Raises:
+        StorageError: as ``replacing``.
+    """
+    targets = check_writable(first), check_writable(second)
+    mark = secrets.token_hex(8)
+    temporaries = [target.with_name(f".{target.name}.{mark}.tmp") for target in targets]
+    try:
+        with open(temporaries[0], "xb") as one, open(temporaries[1], "xb") as other:
+            yield one, other
+            for file in (one, other):
+                file.flush()
+                os.fsync(file.fileno())
+        targets[1].unlink(missing_ok=True)
+        for temporary, target in zip(temporaries, targets, strict=True):
+            os.replace(temporary, target)
+    except OSError as error:
+        failed = error if isinstance(error, StorageError) else storage_error(error, targets[0])
+        for temporary in temporaries:
+            _remove(temporary)
+        if failed is error:
+            raise
+        raise failed from error
+    except BaseException:
+        for temporary in temporaries:
+            _remove(temporary)
+        raise
+    sync_folder(targets[0].parent)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace the file at ``path`` by ``text`` in UTF-8, whole or not at all."""
     with replacing(path) as file:

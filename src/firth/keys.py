@@ -61,7 +61,7 @@ class Keys(Sequence[str]):
         if (sizes == 0).any():
             raise FormatError(f"{where}: key {int(np.argmin(sizes))} is empty; the file is damaged")
         try:
-            data.tobytes().decode("utf-8", "surrogatepass")
+            str(np.ascontiguousarray(data), "utf-8", "surrogatepass")  # type: ignore[call-overload]
         except UnicodeDecodeError as error:
             raise FormatError(f"{where}: byte {error.start:,} of the keys is no UTF-8") from error
         cut = (data[offsets[:-1]] & 0xC0) == 0x80  # a continuation byte cannot begin a key

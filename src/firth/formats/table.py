@@ -23,6 +23,7 @@ HEAD = 1 << 20  # bytes looked at to recognise a format
 ERRORS = ("strict", "replace", "ignore", "surrogateescape")
 DTYPES = ("float32", "float16")
 PIECE = 1 << 20  # numbers worked on at once
+SOME = 1 << 14  # keys worked on at once
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,11 @@ class Rows:
     """
 
     def __init__(self, path: Path, dim: int, expected: int, errors: str) -> None:
-        self._path, self._dim, self._errors = path, dim, errors
+        self._path, self.dim, self._errors = path, dim, errors
         # Pages that are never written cost no memory, so a generous bound is cheap.
         self._matrix = np.empty((expected, dim), np.float32)
-        self._keys: list[bytes] = []  # of a block each, end to end
-        self._sizes: list[NDArray[np.int64]] = []
+        self._keys = bytearray()  # end to end
+        self._sizes = bytearray()  # their lengths, as int32
         self._length = 0
         self.kept: NDArray[np.int64] | None = None
 
@@ -247,10 +248,10 @@ class Rows:
         start, stop = self._length, self._length + len(sizes)
         if stop > len(self._matrix):
             # Memory that is resized is moved by the system and not copied; there is one table at any time.
-            self._matrix.resize((max(stop, len(self._matrix) * 9 // 8), self._dim), refcheck=False)
+            self._matrix.resize((max(stop, len(self._matrix) * 9 // 8), self.dim), refcheck=False)
         self._matrix[start:stop] = values
-        self._keys.append(keys)
-        self._sizes.append(sizes)
+        self._keys += keys
+        self._sizes += sizes.astype(np.int32).tobytes()
         self._length = stop
 
     def _decoded(
@@ -271,39 +272,87 @@ class Rows:
                 raise FormatError(f"{self._path}, {place(row)}: the key is empty")
         return b"".join(texts), np.fromiter(map(len, texts), np.int64, len(texts))
 
-    def table(self) -> Table:
-        """What was added, without the repeats of a key; they are counted in a warning."""
-        if not self._length:
-            raise FormatError(f"{self._path} holds no vectors")
-        matrix = self._matrix
-        matrix.resize((self._length, self._dim), refcheck=False)
-        data = b"".join(self._keys)
-        offsets = np.zeros(self._length + 1, np.int64)
-        np.cumsum(np.concatenate(self._sizes), out=offsets[1:])
-        self._keys, self._sizes = [], []
+    def keys(self) -> Keys:
+        """The keys alone, for a format whose numbers are elsewhere.
+
+        Raises:
+            FormatError: there are none, or one occurs twice.
+        """
+        data, offsets = self._joined()
         repeats = _repeats(data, offsets)
         if repeats.size:
             row = int(repeats[0])
-            name = data[offsets[row] : offsets[row + 1]].decode("utf-8", "surrogatepass")
-            warn(
-                f"{self._path}: {len(repeats):,} rows repeat a key (first {name!r}); "
-                "of each key the first is kept"
+            raise FormatError(
+                f"{self._path}: the key {_key(data, offsets, row)!r} of row {row:,} occurs twice; "
+                "one key a row is expected"
             )
-            kept = np.ones(self._length, bool)
-            kept[repeats] = False
-            self.kept = rows = np.flatnonzero(kept)
+        return Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path))
+
+    def table(self, counts: NDArray[np.int64] | None = None, metadata: dict[str, Any] | None = None) -> Table:
+        """What was added, without the repeats of a key; they are counted in a warning.
+
+        Args:
+            counts: of all rows added.
+            metadata: of the table.
+        """
+        data, offsets = self._joined()
+        matrix = self._matrix
+        matrix.resize((self._length, self.dim), refcheck=False)
+        repeats = _repeats(data, offsets)
+        if repeats.size:
+            warn(
+                f"{self._path}: {len(repeats):,} rows repeat a key "
+                f"(first {_key(data, offsets, int(repeats[0]))!r}); of each key the first is kept"
+            )
+            self.kept = rows = np.delete(np.arange(self._length), repeats)
             data = b"".join(
                 data[begin:end]
                 for begin, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
             )
             offsets = np.concatenate(([0], np.cumsum(np.diff(offsets)[rows])))
             # Move the kept rows up in place: one table is enough.
-            step = max(1, PIECE // self._dim)
+            step = max(1, PIECE // self.dim)
             for start in range(0, len(rows), step):
                 part = rows[start : start + step]
                 matrix[start : start + len(part)] = matrix[part]
-            matrix.resize((len(rows), self._dim), refcheck=False)
-        return Table(Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path)), matrix)
+            matrix.resize((len(rows), self.dim), refcheck=False)
+            counts = None if counts is None else counts[rows]
+        keys = Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path))
+        return Table(keys, matrix, counts, metadata=metadata or {})
+
+    def _joined(self) -> tuple[bytes, NDArray[np.int64]]:
+        """All keys end to end, and where each begins and the last ends; nothing can be added after."""
+        if not self._length:
+            raise FormatError(f"{self._path} holds no vectors")
+        data, self._keys = bytes(self._keys), bytearray()
+        offsets = np.zeros(self._length + 1, np.int64)
+        np.cumsum(np.frombuffer(self._sizes, np.int32), out=offsets[1:])
+        self._sizes = bytearray()
+        return data, offsets
+
+
+def _key(data: bytes, offsets: NDArray[np.int64], row: int) -> str:
+    return data[offsets[row] : offsets[row + 1]].decode("utf-8", "surrogatepass")
+
+
+def floats(path: Path, source: NDArray[Any], first: int) -> NDArray[np.float32]:
+    """The ``first`` rows of a (V, D) array of any number type as float32, in pieces.
+
+    Raises:
+        FormatError: NaN, infinity or a number beyond float32; the row is named.
+    """
+    result = np.empty((first, source.shape[1]), np.float32)
+    step = max(1, PIECE // source.shape[1])
+    for start in range(0, first, step):
+        part = result[start : start + step]
+        with np.errstate(over="ignore"):
+            part[...] = source[start : min(first, start + step)]
+        if not np.isfinite(part).all():
+            row = start + int(np.argmin(np.isfinite(part).all(axis=1)))
+            raise FormatError(
+                f"{path}, row {row:,}: the vector holds NaN, infinity or a number beyond float32"
+            )
+    return result
 
 
 def _is_utf8(keys: bytes, sizes: NDArray[np.int64]) -> bool:
@@ -320,15 +369,21 @@ def _is_utf8(keys: bytes, sizes: NDArray[np.int64]) -> bool:
 
 def _repeats(data: bytes, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows whose key an earlier row has, rising."""
-    ends = offsets.tolist()
-    hashes = np.fromiter((hash(data[a:b]) for a, b in pairwise(ends)), np.int64, len(ends) - 1)
+    hashes = np.empty(len(offsets) - 1, np.int64)
+    for start in range(0, len(hashes), SOME):
+        ends = offsets[start : start + SOME + 1].tolist()
+        hashes[start : start + SOME] = [hash(data[a:b]) for a, b in pairwise(ends)]
+    ordered = np.sort(hashes)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return np.zeros(0, np.int64)
+    del ordered
     order = np.argsort(hashes, kind="stable")
     equal = np.flatnonzero(np.diff(hashes[order]) == 0)
     rows = np.unique(np.concatenate((order[equal], order[equal + 1])))
     seen: set[bytes] = set()
     found: list[int] = []
     for row in rows.tolist():
-        key = data[ends[row] : ends[row + 1]]
+        key = data[offsets[row] : offsets[row + 1]]
         if key in seen:
             found.append(row)
         seen.add(key)

@@ -23,7 +23,7 @@ from firth.textfiles import TextFile
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BLOCK = 1 << 20  # bytes parsed at once
+BLOCK = 1 << 19  # bytes parsed at once
 LONGEST_LINE = 1 << 26
 SMALL = 1 << 16  # a smaller block is read without pyarrow
 WRITTEN = 1 << 18  # numbers turned into text at once
@@ -160,6 +160,7 @@ def _parse_fast(data: bytes, dim: int) -> tuple[bytes, NDArray[np.int64], NDArra
             csv.ConvertOptions(
                 column_types=types, null_values=[], strings_can_be_null=False, check_utf8=False
             ),
+            pa.system_memory_pool(),  # its own would keep tens of megabytes
         )
     except pa.ArrowInvalid:
         return None
@@ -248,6 +249,53 @@ def count_ends(path: Path) -> int:
     return ends
 
 
+def most_numbers(path: Path, dim: int) -> int:
+    """The bound of ``most_rows`` for lines of numbers without a key."""
+    return min(count_ends(path) + 1, file_size(path) // (2 * dim) + 1)
+
+
+def parse_numbers(data: bytes, path: Path, line: int, dim: int, separator: str) -> NDArray[np.float32]:
+    """A block of lines of ``dim`` numbers each, (N, dim) float32.
+
+    Args:
+        data: whole lines.
+        path: for messages.
+        line: the number of the first one.
+        separator: one character between numbers.
+
+    Raises:
+        FormatError: a line of another length, or something that is no number.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    names = [str(column) for column in range(dim)]
+    if 2 * dim <= len(data) + 1:
+        try:
+            table = csv.read_csv(
+                pa.py_buffer(data),
+                csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
+                csv.ParseOptions(delimiter=separator, quote_char=False, ignore_empty_lines=False),
+                csv.ConvertOptions(column_types=dict.fromkeys(names, pa.float32()), null_values=[]),
+                pa.system_memory_pool(),
+            )
+        except pa.ArrowInvalid:
+            table = None
+        if table is not None:
+            values = np.empty((len(table), dim), np.float32)
+            for column in range(dim):
+                values[:, column] = _one_array(table.column(column))
+            return values
+    lines = data.split(b"\n")
+    for number, text in enumerate(lines if lines[-1] else lines[:-1], line):
+        pieces = text.rstrip(b"\r").split(separator.encode())
+        wrong = next((piece for piece in pieces if not is_number(piece)), None)
+        if wrong is not None or len(pieces) != dim:
+            what = f"{len(pieces)} numbers" if wrong is None else repr(wrong.decode(errors="replace")[:40])
+            raise FormatError(f"{path}, line {number}: {what}; {dim} numbers are expected")
+    raise FormatError(f"{path}, line {line}: the lines from here on are no table of {dim} numbers")
+
+
 def write_rows(file: IO[bytes], path: Path, table: Table, format_name: str) -> None:
     """Write ``key number ... number\\n`` for each row; the numbers are the shortest that read back exactly.
 
@@ -257,36 +305,61 @@ def write_rows(file: IO[bytes], path: Path, table: Table, format_name: str) -> N
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    dim = table.matrix.shape[1]
-    step = max(1, WRITTEN // dim)
     names = table.keys.to_list()
-    for start in range(0, len(names), step):
-        part = np.ascontiguousarray(table.matrix[start : start + step])
-        finite = np.isfinite(part).all(axis=1)
-        if not finite.all():
-            key = names[start + int(np.argmin(finite))]
-            raise FormatError(f"cannot write {path}: the vector of {key!r} holds NaN or infinity")
-        keys = pa.array(
-            [encode_key(key, path, format_name) for key in names[start : start + step]], pa.binary()
-        )
-        numbers = pc.cast(pa.array(part.ravel()), pa.string())
-        joined = pc.binary_join(
-            pa.ListArray.from_arrays(np.arange(len(part) + 1, dtype=np.int32) * dim, numbers), " "
-        )
-        lines = pc.binary_join_element_wise(keys, pc.cast(joined, pa.binary()), b" ")
+    for start, numbers in _number_lines(path, table.matrix, names, " "):
+        part = names[start : start + len(numbers)]
+        keys = pa.array([encode_key(key, path, format_name) for key in part], pa.binary())
+        lines = pc.binary_join_element_wise(keys, numbers, b" ")
         lines = pc.binary_join_element_wise(lines, b"\n", b"")
         file.write(b"".join(lines.to_pylist()))
 
 
-def encode_key(key: str, path: Path, format_name: str) -> bytes:
-    """A key as bytes that end at the first number of its line, or ``FormatError``."""
+def write_numbers(
+    file: IO[bytes], path: Path, matrix: NDArray[np.float32], names: list[str], separator: str
+) -> None:
+    """Write the numbers of each row alone; ``names`` are its keys, for messages.
+
+    Raises:
+        FormatError: a number is NaN or infinite.
+    """
+    for _, lines in _number_lines(path, matrix, names, separator):
+        file.write(b"\n".join(lines.to_pylist()) + b"\n")
+
+
+def _number_lines(
+    path: Path, matrix: NDArray[np.float32], names: list[str], separator: str
+) -> Iterator[tuple[int, pa.Array]]:
+    """The first row of a block, and its lines of numbers as Arrow's bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    dim = matrix.shape[1]
+    step = max(1, WRITTEN // dim)
+    for start in range(0, len(matrix), step):
+        part = np.ascontiguousarray(matrix[start : start + step])
+        finite = np.isfinite(part).all(axis=1)
+        if not finite.all():
+            key = names[start + int(np.argmin(finite))]
+            raise FormatError(f"cannot write {path}: the vector of {key!r} holds NaN or infinity")
+        numbers = pc.cast(pa.array(part.ravel()), pa.string())
+        ends = np.arange(len(part) + 1, dtype=np.int32) * dim
+        joined_numbers = pc.binary_join(pa.ListArray.from_arrays(ends, numbers), separator)
+        yield start, pc.cast(joined_numbers, pa.binary())
+
+
+def encode_key(key: str, path: Path, format_name: str, *, ends: bool = False) -> bytes:
+    """A key as bytes that end at the first number of its line, or ``FormatError``.
+
+    Args:
+        ends: whether the key may hold line ends.
+    """
     try:
         data = key.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise FormatError(
             f"cannot write {path}: the key {key!r} has no form in UTF-8; use safetensors"
         ) from None
-    if b"\n" in data:
+    if b"\n" in data and not ends:
         raise FormatError(
             f"cannot write {path}: the key {key!r} holds a line end, which ends a row in {format_name}; "
             "use safetensors"
