@@ -16,8 +16,14 @@ from firth.errors import FormatError, SettingError, StorageError
 from firth.files import check_folder_writable, check_writable, storage_error
 from firth.formats import (
     fasttext_bin,
+    floret,
+    gensim_kv,
     glove,
+    npy,
+    parquet,
+    projector,
     safetensors,
+    static_folder,
     word2vec_binary,
     word2vec_text,
 )
@@ -55,6 +61,12 @@ FORMATS: dict[str, Format] = {
     for module in (
         safetensors,
         fasttext_bin,
+        floret,
+        npy,
+        parquet,
+        static_folder,
+        projector,
+        gensim_kv,
         word2vec_text,
         word2vec_binary,
         glove,
@@ -65,11 +77,10 @@ FORMATS: dict[str, Format] = {
 _FOREIGN = (
     (
         b"\x80",
-        "a Python pickle (gensim's native form?), which is never opened; use save_word2vec_format in gensim",
+        "a Python pickle (gensim's own form?), which is never opened, since it can run any code; "
+        "use save_word2vec_format in gensim, or format='gensim' to have an installed gensim open it",
     ),
-    (b"\x93NUMPY", "a numpy array without keys; build Vectors(keys, matrix)"),
     (b"PK\x03\x04", "a zip archive (.npz?); unpack it first"),
-    (b"PAR1", "a Parquet file, which is not read as vectors"),
     (b"\x89HDF", "an HDF5 file, which is not read as vectors"),
 )
 
@@ -101,7 +112,7 @@ def recognise(path: Path, header: bool | None = None) -> Format:
         if row.folder is None and row.recognise(head):
             if head.compression and not _reads_packed(row):
                 raise FormatError(
-                    f"{path} is {head.compression}-compressed {name}, which cannot be mapped; unpack it"
+                    f"{path} is {head.compression}-compressed {name}, which is not read compressed; unpack it"
                 )
             return FORMATS["word2vec"] if header and name == "glove" else row
     raise FormatError(

@@ -17,6 +17,8 @@ _WORD = re.compile(r"\w+|[^\w\s]+")  # what the pre-tokenizer Whitespace makes
 _MARKS = re.compile(r"[^\w\s]+")
 ADDED = 20_000  # keys that are matched before the text is cut; more would make the tokenizer slow to load
 
+MARK = "<!-- Written by firth -->"  # the last line of our cards
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -118,8 +120,8 @@ def card(name: str, table: Table, reading: Reading) -> str:
         "```",
         "",
         f"A text is {lower}cut {cut}; its vector is the mean of its tokens' vectors. An unknown word has a",
-        "row of zeros: sentence-transformers counts it in the mean, model2vec leaves it out; the direction of",
-        "both is the same.",
+        "row of zeros: sentence-transformers counts it in the mean, model2vec leaves it out; the direction",
+        "is the same.",
     ]
     if reading.never:
         lines.append(
@@ -129,7 +131,7 @@ def card(name: str, table: Table, reading: Reading) -> str:
     if facts:
         lines += ["", "| setting | value |", "| --- | --- |"]
         lines += [f"| {key} | {_cell(value)} |" for key, value in facts.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join((*lines, "", MARK)) + "\n"
 
 
 def _cell(value: object) -> str:
