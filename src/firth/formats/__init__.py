@@ -50,6 +50,7 @@ __all__ = [
     "format_for_writing",
     "inspect",
     "lost",
+    "parts_of",
     "read",
     "recognise",
     "write",
@@ -293,4 +294,10 @@ def lost(parts: Sequence[str], row: Format) -> list[str]:
 
 def write(path: Path, table: Table, name: str | None) -> None:
     """Write a file or folder of vectors, whole or not at all."""
-    format_for_writing(path, name).write(path, table)
+    row = format_for_writing(path, name)
+    if not len(table.keys) and not row.keyless:
+        raise FormatError(
+            f"cannot write {path}: there are no keys, and {row.name} is made of some; "
+            "vectors_for_all(words) gives them, safetensors keeps the subwords alone"
+        )
+    row.write(path, table)

@@ -243,9 +243,7 @@ def read(path: Path, options: Options) -> Table:
 
     kept = np.flatnonzero(np.diff(words.ends, prepend=0))
     if len(kept) < wanted:
-        warn(
-            f"{path}: the dictionary has words without a character ({wanted - len(kept):,}); they are left out"
-        )
+        warn(f"{path}: words of the dictionary without a character are left out ({wanted - len(kept):,})")
     if rows.kept is not None:
         kept = kept[rows.kept]
     counts = np.frombuffer(words.counts, np.int64)

@@ -35,15 +35,11 @@ def write(path: Path, table: Table) -> None:
     """Write a model whose words and n-grams have the vectors of ``table``, to rounding.
 
     Raises:
-        FormatError: there are no keys, a key cannot be written, or the subwords are not those of a fastText
+        FormatError: a key cannot be written, or the subwords are not those of a fastText
             model with all its n-grams.
         StorageError: the file cannot be written.
     """
     subwords = table.subwords
-    if len(table.keys) == 0:
-        raise FormatError(
-            f"cannot write {path}: there are no keys for the words of a {NAME}; vectors_for_all() makes some"
-        )
     if subwords is not None and (not isinstance(subwords, FastTextSubwords) or subwords.kept is not None):
         what = "those of a pruned model" if isinstance(subwords, FastTextSubwords) else "of floret's kind"
         raise FormatError(

@@ -8,13 +8,16 @@
     data      vectors      F32 (V, D); or F16; or I8 with
               vectors_scale F32 (V,): a row is its bytes times its scale
               context      like vectors, the second table, where there is one
+              ngrams       like vectors, (R, D): the rows that n-grams share, where there are subwords
+              ngram_buckets I64 (R,): the bucket of each of these, where not all are kept
               key_offsets  I64 (V + 1,)
               counts       I64 (V,), where there are some
               keys         U8 (B,): UTF-8, end to end; key i is keys[key_offsets[i]:key_offsets[i + 1]]
 
-``__metadata__`` is ``{"format": "firth", "version": "1", "metadata": JSON}``. Every safetensors
-reader opens the file. The container is read here with numpy alone, so that opening vectors needs
-no other library. Source: https://github.com/huggingface/safetensors, README, "Format".
+``__metadata__`` is ``{"format": "firth", "version": "1", "metadata": JSON}``, with ``"subwords": JSON``
+where n-grams are kept: how words find their rows. Every safetensors reader opens the file. The container
+is read here with numpy alone, so that opening vectors needs no other library. Source:
+https://github.com/huggingface/safetensors, README, "Format".
 """
 
 from __future__ import annotations
@@ -29,10 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firth import quantize
-from firth.errors import FormatError
+from firth.errors import FormatError, SettingError
 from firth.files import replacing, storage_error
 from firth.formats.table import Format, Head, Options, Table
 from firth.keys import Keys
+from firth.subwords import DenseRows, FastTextSubwords, Subwords, blocks, from_settings
 
 ALIGNMENT = 64
 LONGEST_HEADER = 100_000_000  # the bound of the reference reader
@@ -92,7 +96,7 @@ def read(path: Path, options: Options) -> Table:
 
     arrays = _Arrays(path, data, entries, begin)
     rows, dim = arrays.shape("vectors")
-    if rows == 0 or dim == 0:
+    if dim == 0 or (rows == 0 and "subwords" not in notes):
         raise FormatError(f"{path}: the table has the shape {rows} x {dim}; at least 1 x 1 is expected")
     offsets = arrays.get("key_offsets", "I64", (rows + 1,))
     keys = Keys.from_bytes(arrays.get("keys", "U8", (None,)), np.array(offsets), str(path))
@@ -107,7 +111,21 @@ def read(path: Path, options: Options) -> Table:
     vectors = arrays.floats("vectors", dim, rows)
     context = arrays.floats("context", dim, rows) if "context" in entries else None
     storage = _STORAGES[entries["vectors"].dtype]
-    return Table(keys, vectors, None if counts is None else np.array(counts), context, metadata, storage)
+    subwords = _subwords(path, arrays, notes["subwords"], dim) if "subwords" in notes else None
+    counts = None if counts is None else np.array(counts)
+    return Table(keys, vectors, counts, context, metadata, storage, subwords)
+
+
+def _subwords(path: Path, arrays: _Arrays, settings: str, dim: int) -> Subwords:
+    """The rows of the n-grams, mapped where they are float32."""
+    described = _loads(path, settings, "description of the subwords")
+    rows = arrays.shape("ngrams")[0]
+    table = arrays.floats("ngrams", dim, rows, of=rows)
+    kept = np.array(arrays.get("ngram_buckets", "I64", (rows,))) if "ngram_buckets" in arrays else None
+    try:
+        return from_settings(described, DenseRows(table), kept)
+    except SettingError as error:
+        raise FormatError(f"{path}: the subwords do not fit: {error}; the file is damaged") from error
 
 
 class _Arrays:
@@ -115,6 +133,9 @@ class _Arrays:
 
     def __init__(self, path: Path, data: NDArray[np.uint8], entries: dict[str, Entry], begin: int) -> None:
         self._path, self._data, self._entries, self._begin = path, data, entries, begin
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
 
     def get(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
         entry = self._entries.get(name)
@@ -135,13 +156,17 @@ class _Arrays:
 
     def shape(self, name: str) -> tuple[int, int]:
         """Of a table of numbers, whatever they are stored as."""
-        dtype = self._entries[name].dtype
+        dtype = self._entries[name].dtype if name in self else "F32"
         shape = self.get(name, dtype if dtype in _STORAGES else "F32", (None, None)).shape
         return shape[0], shape[1]
 
-    def floats(self, name: str, dim: int, first: int) -> NDArray[np.float32]:
-        """The ``first`` rows of a table as float32: mapped, or made of what is stored in less."""
-        dtype, shape = self._entries[name].dtype, (self._entries["vectors"].shape[0], dim)
+    def floats(self, name: str, dim: int, first: int, of: int | None = None) -> NDArray[np.float32]:
+        """The ``first`` rows of a table as float32: mapped, or made of what is stored in less.
+
+        It has ``of`` rows, or else as many as the vectors.
+        """
+        rows = self._entries["vectors"].shape[0] if of is None else of
+        dtype, shape = self._entries[name].dtype, (rows, dim)
         table = self.get(name, dtype if dtype in _STORAGES else "F32", shape)[:first]
         if dtype == "F16":
             return quantize.from_half(table)
@@ -239,6 +264,8 @@ def write(path: Path, table: Table) -> None:
     tensors = _stored("vectors", table.matrix, table.storage)
     if table.context is not None:
         tensors |= _stored("context", table.context, table.storage)
+    if table.subwords is not None:
+        tensors |= _stored_subwords(table.subwords, table.storage)
     tensors["key_offsets"] = ("I64", offsets)
     if table.counts is not None:
         tensors["counts"] = ("I64", table.counts)
@@ -247,6 +274,8 @@ def write(path: Path, table: Table) -> None:
         tensors = dict(sorted(tensors.items(), key=lambda item: -_DTYPES[item[1][0]]))
 
     notes = {"format": "firth", "version": VERSION, "metadata": json.dumps(table.metadata)}
+    if table.subwords is not None:
+        notes["subwords"] = json.dumps(table.subwords.settings())
     header: dict[str, Any] = {"__metadata__": notes}
     place = 0
     for name, (dtype, array) in tensors.items():
@@ -272,8 +301,18 @@ def _stored(name: str, matrix: NDArray[np.float32], storage: str) -> dict[str, t
     return {name: ("F32", matrix)}
 
 
+def _stored_subwords(subwords: Subwords, storage: str) -> dict[str, tuple[str, NDArray[Any]]]:
+    """The tensors that n-grams become; quantised ones are put together first."""
+    rows = subwords.table
+    matrix = rows.matrix if isinstance(rows, DenseRows) else np.concatenate(list(blocks(rows)))
+    tensors = _stored("ngrams", matrix, storage)
+    if isinstance(subwords, FastTextSubwords) and subwords.kept is not None:
+        tensors["ngram_buckets"] = ("I64", subwords.kept)
+    return tensors
+
+
 def check(path: Path, keys: Iterable[str]) -> None:
     """Every key can be written."""
 
 
-FORMAT = Format("safetensors", (".safetensors",), recognise, read, write, check, complete=True)
+FORMAT = Format("safetensors", (".safetensors",), recognise, read, write, check, complete=True, keyless=True)

@@ -131,6 +131,7 @@ class Format:
         inspect: what a file says of itself; without it the file is read for that.
         packed: whether it is text, so that ``write`` compresses by the ending of the path.
         folder: for a format that is a folder: whether one was made by ``write`` and may be replaced.
+        keyless: whether it can hold subwords without any keys.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Format:
     inspect: Callable[[Path, Options], Facts] | None = None
     packed: bool = False
     folder: Callable[[Path], bool] | None = None
+    keyless: bool = False
 
 
 PARTS = ("counts", "context", "subwords", "metadata")
