@@ -3,7 +3,8 @@
 ::
 
     config.json         model2vec's settings; our metadata under ``firth``
-    model.safetensors   embeddings F32 (V + 1, D): the keys' rows, then a row of zeros for unknown words
+    model.safetensors   embeddings F32 (V + 1, D): the keys' rows, then a row of zeros for unknown words;
+                        counts I64 (V,) where there are some, which the others do not look at
     tokenizer.json      a WordLevel model of the tokenizers library: row numbers by token; see ``tokenizer``
     modules.json        one module, StaticEmbedding, in the folder itself
     README.md           the model card
@@ -95,7 +96,15 @@ def read(path: Path, options: Options) -> Table:
         kept.remove(unknown)  # a row of zeros that stands for words that have none
     kept = kept[: options.limit]
     keys = Keys(tokens[row] for row in kept)
-    return Table(keys, tensors.matrix(np.array(kept)), metadata=_metadata(path))
+    counts = tensors.counts
+    if counts is not None and kept[-1] >= len(counts):
+        raise FormatError(f"{folder / WEIGHTS}: 'counts' are {len(counts):,}; one for each token is expected")
+    return Table(
+        keys,
+        tensors.matrix(np.array(kept)),
+        None if counts is None else counts[kept].astype(np.int64),
+        metadata=_metadata(path),
+    )
 
 
 class _Tensors:
@@ -125,6 +134,7 @@ class _Tensors:
         self.dim = int(entry.shape[1])
         self._mapping = self._column("mapping", entries, data, begin)
         self._weights = self._column("weights", entries, data, begin)
+        self.counts = self._column("counts", entries, data, begin)
         rows = len(self._table)
         if self._mapping is not None and not ((self._mapping >= 0) & (self._mapping < rows)).all():
             raise FormatError(f"{path}: 'mapping' names rows that the table does not have")
@@ -138,9 +148,8 @@ class _Tensors:
         if name not in entries:
             return None
         entry = entries[name]
-        kinds = (
-            {"I64": "<i8", "I32": "<i4"} if name == "mapping" else {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-        )
+        floating = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+        kinds = floating if name == "weights" else {"I64": "<i8", "I32": "<i4"}
         if entry.dtype not in kinds or len(entry.shape) != 1:
             raise FormatError(
                 f"{self._path}: {name!r} is {entry.dtype} {list(entry.shape)}, which it cannot be"
@@ -226,7 +235,8 @@ def inspect(path: Path, options: Options) -> Facts:
         tokens[unknown] = ""
     keys = [token for token in tokens if token]
     metadata = _metadata(path)
-    inside = ("tokenizer", *(("metadata",) if metadata else ()))
+    extras = (("counts", tensors.counts is not None), ("metadata", bool(metadata)))
+    inside = ("tokenizer", *(name for name, there in extras if there))
     return Facts(len(keys), tensors.dim, tensors.dtype, tuple(keys[:10]), inside, metadata)
 
 
@@ -252,7 +262,9 @@ def write(path: Path, table: Table) -> None:
     modules = [{"idx": 0, "name": "0", "path": ".", "type": "sentence_transformers.models.StaticEmbedding"}]
     with replacing_folder(path, ours) as folder:
         with open(folder / WEIGHTS, "xb") as file:
-            file.write(_header(rows + 1, dim))
+            file.write(_header(rows, dim, table.counts is not None))
+            if table.counts is not None:
+                file.write(np.ascontiguousarray(table.counts, "<i8").data)
             file.write(np.ascontiguousarray(table.matrix, "<f4").data)
             file.write(bytes(4 * dim))
         for name, value in (
@@ -269,10 +281,15 @@ def write(path: Path, table: Table) -> None:
         )
 
 
-def _header(rows: int, dim: int) -> bytes:
-    """Of the weights: one tensor, its data at a multiple of 64."""
-    entry = {"dtype": "F32", "shape": [rows, dim], "data_offsets": [0, 4 * rows * dim]}
-    text = json.dumps({"__metadata__": {"format": "pt"}, TENSORS[0]: entry}).encode()
+def _header(rows: int, dim: int, counts: bool) -> bytes:
+    """Of the weights: perhaps counts, then the table; the data at a multiple of 64."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 8 * rows if counts else 0  # counts first, so that they lie at a multiple of 8
+    if counts:
+        entries["counts"] = {"dtype": "I64", "shape": [rows], "data_offsets": [0, begin]}
+    end = begin + 4 * (rows + 1) * dim
+    entries[TENSORS[0]] = {"dtype": "F32", "shape": [rows + 1, dim], "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
     text += b" " * (-(8 + len(text)) % safetensors.ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
 
@@ -297,5 +314,13 @@ def check(path: Path, keys: Iterable[str]) -> None:
 
 
 FORMAT = Format(
-    "static-folder", (), recognise, read, write, check, holds=("metadata",), inspect=inspect, folder=ours
+    "static-folder",
+    (),
+    recognise,
+    read,
+    write,
+    check,
+    holds=("counts", "metadata"),
+    inspect=inspect,
+    folder=ours,
 )
