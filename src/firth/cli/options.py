@@ -49,7 +49,20 @@ def _plain(bound: float) -> str:
 
 
 VECTORS = typer.Argument(
-    metavar="VECTORS", help="A file of vectors: safetensors, word2vec (text or binary) or GloVe."
+    metavar="VECTORS", help="A file or folder of vectors in any known format (see firth convert --help)."
+)
+FROM = typer.Option("--from", metavar="NAME", help="The format of IN; else what it holds decides.")
+LIMIT = number("--limit", low=1, help="Read the first N rows only.")
+HEADER = typer.Option(
+    "--header/--no-header", help="Whether the first line of text is `rows dim`; else the content decides."
+)
+ERRORS = typer.Option(
+    "--errors",
+    metavar="HOW",
+    help="Keys that are no UTF-8: strict refuses them; replace, ignore, surrogateescape.",
+)
+DTYPE = typer.Option(
+    "--dtype", metavar="TYPE", help="float32, or float16 to round every number to the nearest float16."
 )
 TOP = number("--top", "-n", low=1, help="How many to show.")
 RESTRICT = number("--restrict", low=1, help="Search the N most frequent words only.")
