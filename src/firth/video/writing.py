@@ -186,9 +186,10 @@ class _Job:
         log = FrameLog()
         early: list[Any] = []  # packets before the first frame, which tells how the picture is turned
         for packet in packets(self._source):
-            if packet.stream_index != self._film.index:
-                if packet.stream_index in self._copies and packet.size:
-                    packet.stream = self._copies[packet.stream_index]
+            # The number in a packet that only flushes the decoder means nothing; its stream does.
+            if packet.stream.index != self._film.index:
+                if packet.stream.index in self._copies and packet.size:
+                    packet.stream = self._copies[packet.stream.index]
                     early = self._muxed(packet, early)
                 continue
             for frame in decoded(packet):
@@ -228,10 +229,6 @@ class _Job:
         context.thread_type = "AUTO"
         if encoder.key_frames_only:
             context.gop_size = 1
-        for tag in _COLOURS:
-            setattr(context, tag, getattr(given, tag))
-        if given.format.name.startswith("yuvj"):
-            context.color_range = 2  # full: the name says it in place of the tag
         ratio = film.sample_aspect_ratio
         if ratio:
             context.sample_aspect_ratio = ratio
@@ -252,6 +249,11 @@ class _Job:
         self._copies[stream.index] = _described(copy, stream)
 
     def _start(self, frame: VideoFrame) -> None:
+        context: Any = self._out.codec_context
+        for tag in _COLOURS:  # of the frame, since some decoders tell them only then
+            setattr(context, tag, getattr(frame, tag))
+        if frame.format.name.startswith("yuvj"):
+            context.color_range = 2  # full: the name says it in place of the tag
         self._out.set_display_matrix(display_matrix(frame))
         av = load_av()
         try:
