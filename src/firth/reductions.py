@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from firth import quantize
 from firth.errors import SettingError
 from firth.keys import Keys
+from firth.subwords import Subwords
 
 if TYPE_CHECKING:
     from firth.vectors import Vectors
@@ -30,6 +31,7 @@ class Reductions:
     _context_matrix: Float32s | None
     _metadata: dict[str, Any]
     _storage: str
+    _subwords: Subwords | None
 
     def _derived(
         self,
@@ -38,6 +40,7 @@ class Reductions:
         counts: NDArray[np.int64] | None,
         context: Float32s | None,
         change: str,
+        subwords: Subwords | None = None,
     ) -> Vectors:
         raise NotImplementedError
 
@@ -127,8 +130,8 @@ class Reductions:
         In memory they are float32 as ever. The native file holds one byte a number and a float32 scale a
         row (``"int8"``, the row's largest number is 127), or two bytes (``"float16"``); what is loaded
         from it is equal to this to the last bit, and saves as small again. ``firth.quantize`` tells how
-        far off numbers and products are. To keep int8 in memory too, make a
-        ``firth.nn.QuantizedEmbedding`` of them.
+        far off numbers and products are; rows of subwords are left as they are. To keep int8 in memory
+        too, make a ``firth.nn.QuantizedEmbedding`` of them.
 
         Args:
             kind: ``"int8"``, ``"float16"``, or ``"float32"`` to save these at full size again.
@@ -141,7 +144,8 @@ class Reductions:
             raise SettingError(f"quantized(): kind is {kind!r}; one of {', '.join(STORAGES)} is expected")
         context = None if self._context_matrix is None else _rounded(self._context_matrix, kind)
         matrix = _rounded(self._matrix, kind)
-        result = self._derived(self._keys, matrix, self._counts, context, f"quantized: {kind}")
+        note = f"quantized: {kind}"
+        result = self._derived(self._keys, matrix, self._counts, context, note, self._subwords)
         result._storage = kind
         return result
 

@@ -170,14 +170,14 @@ def _word(report: WordReport) -> list[Table | Text]:
 
     longest = max(len(one.neighbours) for one in report.companies)
     rows = [[_neighbour(one, place) for one in report.companies] for place in range(longest)]
-    heads = [one.model if one.row is not None else f"{one.model} (missing)" for one in report.companies]
+    heads = [one.heading() for one in report.companies]
     facts = [f"{a} / {b}: rank correlation {_decimal(value)}" for a, b, value in report.correlations]
     if report.correlations:
         facts.insert(0, f"shared: {' '.join(report.shared) or 'none'}")
     facts += [
         f"not in {one.model}; close there: {' '.join(one.close) or 'nothing'}"
         for one in report.companies
-        if one.row is None
+        if one.missing
     ]
     return [_table(report.word, heads, rows), *(Text(printable(fact)) for fact in facts), Text("")]
 

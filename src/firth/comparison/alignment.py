@@ -16,6 +16,7 @@ from firth.comparison.shared import Float32s, Rows, check_models, shared_keys, u
 from firth.errors import FormatError, KeyNotFound, SettingError, SourceError, StorageError
 from firth.files import storage_error
 from firth.reductions import blocks
+from firth.subwords import RowTable, from_settings
 from firth.vectors import Vectors
 
 Float64s = NDArray[np.float64]
@@ -120,8 +121,8 @@ def align(
         seed: of the choice of the held-out anchors.
 
     Returns:
-        the mapped vectors, the map and the fit. The words of ``target`` that are looked at for
-        ``precision_at_1`` are all it has, or the first ``restrict``.
+        the mapped vectors, the map and the fit. Subwords are mapped too, except with ``centre``. For
+        ``precision_at_1`` all words of ``target`` are looked at, or the first ``restrict``.
 
     Raises:
         SettingError: the same model twice, no word in common, too few anchors, a number out of range.
@@ -162,7 +163,7 @@ def align(
         wanted = partners[held]
         before = _fit(_padded(source.vectors[rows[held]], target.vector_size), target, wanted, restrict)
         after = _fit(matrix[rows[held]], target, wanted, restrict)
-    vectors = _result(source, target, matrix, len(learned))
+    vectors = _result(source, target, matrix, len(learned), turn if centres is None else None)
     return Alignment(vectors, turn, centres, len(learned), before, after)
 
 
@@ -291,10 +292,36 @@ def _fit(matrix: Float32s, target: Vectors, partners: Rows, restrict: int | None
     return Fit(float(cosines.mean()), float(np.mean(nearest[:, 0] == partners)), len(partners))
 
 
-def _result(source: Vectors, target: Vectors, matrix: Float32s, n_anchors: int) -> Vectors:
+class _TurnedRows:
+    """A table of n-gram rows, each mapped when it is fetched.
+
+    A word's vector is the mean of its rows, so that mapping them maps the word.
+    """
+
+    def __init__(self, table: RowTable, turn: Float64s) -> None:
+        self._table, self._turn = table, turn
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._table.shape[0], self._turn.shape[1]
+
+    def take(self, rows: Rows) -> Float32s:
+        return (self._table.take(rows) @ self._turn).astype(np.float32)
+
+
+def _result(
+    source: Vectors, target: Vectors, matrix: Float32s, n_anchors: int, linear: Float64s | None
+) -> Vectors:
+    """``linear``: the map, where it is one and can be applied to the rows of n-grams too."""
     where = target.source.name if target.source else f"{len(target):,} vectors of {target.vector_size}"
     metadata = source.metadata
     metadata.pop("nested", None)  # the numbers are no longer ordered
     note = f"align: turned into the space of {where} by {n_anchors:,} anchors"
+    subwords = source.subwords
+    if subwords is not None and linear is None:
+        subwords, note = None, f"{note}; subwords left out"
+    elif subwords is not None and linear is not None:
+        kept = getattr(subwords, "kept", None)
+        subwords = from_settings(subwords.settings(), _TurnedRows(subwords.table, linear), kept)
     metadata["changes"] = [*metadata.get("changes", []), note]
-    return Vectors(source.index_to_key, matrix, counts=source.counts, metadata=metadata)
+    return Vectors(source.index_to_key, matrix, counts=source.counts, metadata=metadata, subwords=subwords)

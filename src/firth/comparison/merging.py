@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def merge(
     ``"drop"``
         only words that all models have are kept.
 
+    Subwords and context tables are left out, the former with a warning.
+
     Rows come in the order of the first model, then the words that are new in the second, and so on, so
     row numbers of the first model stay.
 
@@ -82,6 +85,13 @@ def merge(
     named = names_of(models, names, "merge")
     _check_settings(models, method, weights, dim, missing)
     factors = [1.0] * len(models) if weights is None else [float(one) for one in weights]
+    for name, one in zip(named, models, strict=True):
+        if one.subwords is not None:
+            warnings.warn(
+                f"merge(): the subwords of {name} are left out; the result has vectors for keys only",
+                UserWarning,
+                stacklevel=2,
+            )
     shared, rows = shared_keys("merge", models)
     if len(shared) < 2 and missing == "map":
         raise SettingError(

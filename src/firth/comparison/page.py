@@ -66,7 +66,7 @@ def _word(report: WordReport) -> str:
     longest = max((len(one.neighbours) for one in report.companies), default=0)
     rows = [[_neighbour(one, place) for one in report.companies] for place in range(longest)]
     heads = [
-        f"{one.model} (missing)" if one.row is None else f"{one.model} (word {one.row + 1:,})"
+        one.heading() if one.row is None else f"{one.model} (word {one.row + 1:,})"
         for one in report.companies
     ]
     facts = [f"shared neighbours: {' '.join(report.shared) or 'none'}"] if report.shared or rows else []
@@ -74,7 +74,7 @@ def _word(report: WordReport) -> str:
     facts += [
         f"not in {one.model}; close: {' '.join(one.close) or 'nothing'}"
         for one in report.companies
-        if one.row is None
+        if one.missing
     ]
     notes = "".join(f"<p>{_escape(fact)}</p>" for fact in facts)
     return _table(report.word, heads, rows) + notes

@@ -44,9 +44,10 @@ class Company:
 
     Attributes:
         model: its name.
-        row: of the word, 0 for the most frequent; ``None`` where the model does not have it.
+        row: of the word, 0 for the most frequent; ``None`` where it is no key of the model.
         count: how often it occurred, if the model says.
-        neighbours: key and cosine, best first; empty where the word is missing.
+        neighbours: key and cosine, best first; empty where the word is missing. Where ``row`` is
+            ``None`` they are those of a vector made of subwords.
         only: of these the keys that are neighbours in no other model that has the word.
         unknown: of these the keys that another model does not have at all.
         close: where the word is missing, keys that look like it.
@@ -59,6 +60,17 @@ class Company:
     only: tuple[str, ...]
     unknown: tuple[str, ...]
     close: tuple[str, ...]
+
+    @property
+    def missing(self) -> bool:
+        """Whether the model has no vector for the word."""
+        return self.row is None and not self.neighbours
+
+    def heading(self) -> str:
+        """The model's name, and whether the word is missing there or made of subwords."""
+        if self.row is not None:
+            return self.model
+        return f"{self.model} ({'missing' if self.missing else 'from subwords'})"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""

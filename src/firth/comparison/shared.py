@@ -45,17 +45,16 @@ def names_of(models: Sequence[Vectors], names: Sequence[str] | None, what: str) 
                 f"{what}(): names are {list(names)}; {len(models)} different ones are expected, one a model"
             )
         return tuple(names)
-    found = [
+    plain = [
         f"model {place}" if one.source is None else one.source.name for place, one in enumerate(models, 1)
     ]
-    for place, name in enumerate(found):
-        if found.count(name) > 1:
-            source = models[place].source
-            folder = "" if source is None else f"{source.parent.name}/"
-            found[place] = f"{folder}{name}"
+    longer = [
+        name if plain.count(name) == 1 or one.source is None else f"{one.source.parent.name}/{name}"
+        for name, one in zip(plain, models, strict=True)
+    ]
     # Folders may have the same name too.
     return tuple(
-        name if found.count(name) == 1 else f"{place}: {name}" for place, name in enumerate(found, 1)
+        name if longer.count(name) == 1 else f"{place}: {name}" for place, name in enumerate(longer, 1)
     )
 
 

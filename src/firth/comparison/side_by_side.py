@@ -104,8 +104,17 @@ class _Model(NamedTuple):
     vectors: Vectors
     restrict: int | None
 
+    def row(self, key: str) -> int:
+        """The row of ``key`` among those used, or -1."""
+        row = self.vectors.get_index(key, -1)
+        return row if self.restrict is None or row < self.restrict else -1
+
     def has(self, key: str) -> bool:
-        return key in self.vectors and (self.restrict is None or self.vectors.get_index(key) < self.restrict)
+        return self.row(key) >= 0
+
+    def knows(self, word: str) -> bool:
+        """Whether it has a vector for ``word``: its own, or one made of subwords."""
+        return self.has(word) or (word not in self.vectors and self.vectors.subwords is not None)
 
     @property
     def keys(self) -> list[str]:
@@ -113,7 +122,7 @@ class _Model(NamedTuple):
 
 
 def _check_somewhere(sets: Sequence[_Model], word: str) -> None:
-    if not any(one.has(word) for one in sets):
+    if not any(one.knows(word) for one in sets):
         close = dict.fromkeys(key for one in sets for key in one.vectors.index_to_key.close(word))
         raise KeyNotFound(word, f"vocabulary of any of the {len(sets)} models", list(close)[:4])
 
@@ -133,7 +142,7 @@ def _coverage(sets: Sequence[_Model], place: int, shared: int, rows: Rows) -> Co
 
 
 def _word(sets: Sequence[_Model], word: str, topn: int, rows: Sequence[Rows]) -> WordReport:
-    having = [one for one in sets if one.has(word)]
+    having = [one for one in sets if one.knows(word)]
     lists = {one.name: one.vectors.most_similar_batch([word], topn, one.restrict)[0] for one in having}
     seen = [{key for key, _ in found} for found in lists.values()]
     shared = set.intersection(*seen)
@@ -159,21 +168,21 @@ def _company(
     if own.name not in lists:
         close = tuple(own.vectors.index_to_key.close(word))
         return Company(own.name, None, None, (), (), (), close)
-    row = own.vectors.get_index(word)
+    row = own.row(word)
     counts = own.vectors.counts
     found = lists[own.name]
     others = {key for name, other in lists.items() if name != own.name for key, _ in other}
     only = tuple(key for key, _ in found if key not in others) if len(lists) > 1 else ()
     unknown = tuple(key for key, _ in found if not all(one.has(key) for one in sets))
-    count = None if counts is None else int(counts[row])
-    return Company(own.name, row, count, tuple(found), only, unknown, ())
+    count = None if counts is None or row < 0 else int(counts[row])
+    return Company(own.name, None if row < 0 else row, count, tuple(found), only, unknown, ())
 
 
 def _correlation(a: _Model, b: _Model, word: str, rows_a: Rows, rows_b: Rows) -> float:
     """Of the word's cosines with the shared words, itself left out; NaN where there are fewer than three."""
     cosines = []
     for one, rows in ((a, rows_a), (b, rows_b)):
-        others = rows[rows != one.vectors.get_index(word)]
+        others = rows[rows != one.row(word)]
         query = one.vectors.get_vector(word, norm=True)
         cosines.append(products(query[None], unit_rows(one.vectors.vectors[others]))[0])
     x, y = (one.astype(np.float64) for one in cosines)
