@@ -334,7 +334,7 @@ def test_header_or_glove(tmp_path):
         (b"\n\n", "knows"),
         (b"hello world\nthis is text\n", "knows"),
         (b"\x80\x04\x95", "pickle"),
-        (b"\xba\x16\x4f\x2f\x0c\x00\x00\x00", "fastText .bin"),
+        (b"\xba\x16\x4f\x2f\x0c\x00\x00\x00", "the settings would take 56 bytes and 0 follow"),
         (b"PK\x03\x04rest", "zip"),
         (b"\x93NUMPY\x01\x00", "numpy"),
         (bytes(range(256)) * 9, "knows"),

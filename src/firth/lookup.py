@@ -70,7 +70,8 @@ class Lookup:
         refuse_one(keys)
         return np.array([self.get_index(key) for key in keys], np.int64)
 
-    def _has_vector(self, key: object) -> bool:
+    def has_vector(self, key: object) -> bool:
+        """Whether ``v[key]`` is a vector: of a key or row, or, with subwords, of any word."""
         return self._row(key) >= 0 or (self._subwords is not None and isinstance(key, str) and key != "")
 
     def _where(self) -> str:
@@ -125,7 +126,7 @@ class Lookup:
     def _unseen(self, words: Sequence[Key]) -> Float32s:
         """(N, D) vectors of words that are no keys, or ``KeyNotFound``."""
         for word in words:
-            if not self._has_vector(word):
+            if not self.has_vector(word):
                 raise KeyNotFound(word, self._where(), self._keys.close(word))
         assert self._subwords is not None
         return self._subwords.vectors([str(word) for word in words])

@@ -61,7 +61,7 @@ class Queries(Lookup):
         for key, factor in zip(keys, factors, strict=True):
             if isinstance(key, np.ndarray):
                 mean += factor * self._vector(key)
-            elif ignore_missing and not self._has_vector(key):
+            elif ignore_missing and not self.has_vector(key):
                 continue
             else:
                 mean += factor * self.get_vector(key, norm=pre_normalize)
@@ -347,9 +347,9 @@ class Queries(Lookup):
             SettingError: none is given, or one string for a list of keys.
         """
         refuse_one(words)
-        known = [word for word in words if self._has_vector(word)]
+        known = [word for word in words if self.has_vector(word)]
         if len(known) < len(words):
-            missing = [word for word in words if not self._has_vector(word)]
+            missing = [word for word in words if not self.has_vector(word)]
             if not known:
                 raise KeyNotFound(missing[0] if missing else "", self._where(), self._keys.close(missing[0]))
             warnings.warn(

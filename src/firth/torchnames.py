@@ -70,4 +70,4 @@ class TorchNames(Queries):
         for spelled in (token, token.lower()) if lower_case_backup else (token,):
             if spelled in self:
                 return spelled
-        return token if self._has_vector(token) else None
+        return token if self.has_vector(token) else None

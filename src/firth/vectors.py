@@ -96,12 +96,13 @@ class Vectors(Reductions, TorchNames, Queries):
         """Read a file of vectors; safetensors is mapped, so that opening costs next to nothing.
 
         Args:
-            path: safetensors as ``save`` writes it, word2vec text (also fastText's ``.vec``),
-                word2vec binary or GloVe text; the last three also compressed by gzip, bzip2, xz or
-                Zstandard. The content decides, not the name.
-            format: ``"safetensors"``, ``"word2vec"``, ``"word2vec-binary"`` or ``"glove"``, to choose it.
+            path: a file or folder of any format that firth knows: safetensors as ``save`` writes it,
+                word2vec text (also fastText's ``.vec``), word2vec binary, GloVe text, fastText's ``.bin``
+                and ``.ftz`` with their subwords, a floret table, and those of ``firth.formats.FORMATS``;
+                text also compressed by gzip, bzip2, xz or Zstandard. The content decides, not the name.
+            format: a name of ``firth.formats.FORMATS`` (``"word2vec"``, ``"fasttext"``, ...), to choose it.
             header: for text that reads both ways, whether the first line is ``rows dim``.
-            limit: read the first rows only.
+            limit: read the first rows only; rows of n-grams are kept all the same.
             errors: what to do with keys that are no UTF-8: ``"strict"`` refuses; ``"replace"``,
                 ``"ignore"`` and ``"surrogateescape"`` mean what they mean to ``bytes.decode``.
             dtype: ``"float32"``, or ``"float16"`` to round each number to the nearest float16. Whatever
@@ -130,12 +131,14 @@ class Vectors(Reductions, TorchNames, Queries):
     def save(self, path: PATH, format: str | None = None) -> None:
         """Write a file, whole or not at all.
 
-        Only safetensors holds counts, context and metadata; the others hold keys and numbers.
+        Only safetensors holds counts, context, subwords and metadata; fastText's ``.bin`` the first three;
+        the others hold keys and numbers.
 
         Args:
             path: the ending chooses: ``.txt`` and ``.vec`` word2vec text, ``.bin`` word2vec binary,
-                ``.glove`` GloVe text, anything else safetensors.
-            format: the name of a format, to choose it here.
+                ``.glove`` GloVe text, ``.floret`` a floret table, and so on as each format says;
+                anything else safetensors.
+            format: the name of a format, to choose it here: ``"fasttext"`` for fastText's own ``.bin``.
 
         Raises:
             SettingError: no such format, or an ending that promises compression.

@@ -56,7 +56,7 @@ def similar(
         known = []
         for word in batch:
             try:
-                loaded.get_index(word)
+                loaded.get_vector(word)
                 known.append(word)
             except KeyNotFound as error:
                 failed = True

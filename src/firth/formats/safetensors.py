@@ -8,7 +8,7 @@
     data      vectors      F32 (V, D); or F16; or I8 with
               vectors_scale F32 (V,): a row is its bytes times its scale
               context      like vectors, the second table, where there is one
-              ngrams       like vectors, (R, D): the rows that n-grams share, where there are subwords
+              ngrams       F32 (R, D): the rows that n-grams share, where there are subwords
               ngram_buckets I64 (R,): the bucket of each of these, where not all are kept
               key_offsets  I64 (V + 1,)
               counts       I64 (V,), where there are some
@@ -117,10 +117,10 @@ def read(path: Path, options: Options) -> Table:
 
 
 def _subwords(path: Path, arrays: _Arrays, settings: str, dim: int) -> Subwords:
-    """The rows of the n-grams, mapped where they are float32."""
+    """How words find the rows of their n-grams, which stay mapped."""
     described = _loads(path, settings, "description of the subwords")
-    rows = arrays.shape("ngrams")[0]
-    table = arrays.floats("ngrams", dim, rows, of=rows)
+    table = arrays.get("ngrams", "F32", (None, dim))
+    rows = len(table)
     kept = np.array(arrays.get("ngram_buckets", "I64", (rows,))) if "ngram_buckets" in arrays else None
     try:
         return from_settings(described, DenseRows(table), kept)
@@ -156,17 +156,13 @@ class _Arrays:
 
     def shape(self, name: str) -> tuple[int, int]:
         """Of a table of numbers, whatever they are stored as."""
-        dtype = self._entries[name].dtype if name in self else "F32"
+        dtype = self._entries[name].dtype
         shape = self.get(name, dtype if dtype in _STORAGES else "F32", (None, None)).shape
         return shape[0], shape[1]
 
-    def floats(self, name: str, dim: int, first: int, of: int | None = None) -> NDArray[np.float32]:
-        """The ``first`` rows of a table as float32: mapped, or made of what is stored in less.
-
-        It has ``of`` rows, or else as many as the vectors.
-        """
-        rows = self._entries["vectors"].shape[0] if of is None else of
-        dtype, shape = self._entries[name].dtype, (rows, dim)
+    def floats(self, name: str, dim: int, first: int) -> NDArray[np.float32]:
+        """The ``first`` rows of a table as float32: mapped, or made of what is stored in less."""
+        dtype, shape = self._entries[name].dtype, (self._entries["vectors"].shape[0], dim)
         table = self.get(name, dtype if dtype in _STORAGES else "F32", shape)[:first]
         if dtype == "F16":
             return quantize.from_half(table)
@@ -265,7 +261,7 @@ def write(path: Path, table: Table) -> None:
     if table.context is not None:
         tensors |= _stored("context", table.context, table.storage)
     if table.subwords is not None:
-        tensors |= _stored_subwords(table.subwords, table.storage)
+        tensors |= _stored_subwords(table.subwords)
     tensors["key_offsets"] = ("I64", offsets)
     if table.counts is not None:
         tensors["counts"] = ("I64", table.counts)
@@ -301,11 +297,11 @@ def _stored(name: str, matrix: NDArray[np.float32], storage: str) -> dict[str, t
     return {name: ("F32", matrix)}
 
 
-def _stored_subwords(subwords: Subwords, storage: str) -> dict[str, tuple[str, NDArray[Any]]]:
+def _stored_subwords(subwords: Subwords) -> dict[str, tuple[str, NDArray[Any]]]:
     """The tensors that n-grams become; quantised ones are put together first."""
     rows = subwords.table
     matrix = rows.matrix if isinstance(rows, DenseRows) else np.concatenate(list(blocks(rows)))
-    tensors = _stored("ngrams", matrix, storage)
+    tensors: dict[str, tuple[str, NDArray[Any]]] = {"ngrams": ("F32", matrix)}
     if isinstance(subwords, FastTextSubwords) and subwords.kept is not None:
         tensors["ngram_buckets"] = ("I64", subwords.kept)
     return tensors
