@@ -37,6 +37,7 @@ FLOORS |= {
     "firth.encoding": 2,  # of corpus
     "firth.queries": 2,  # of vectors
     "firth.torchnames": 2,  # of vectors
+    "firth.hub": 1,  # of vectors
     "firth.lookup": 2,  # of vectors
     "firth.reductions": 2,  # of vectors
     "firth.cache": 1,

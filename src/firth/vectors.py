@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from firth import formats
+from firth import formats, hub
 from firth.errors import SettingError, ShapeError
 from firth.formats import Options, Table
 from firth.keys import Keys
@@ -186,6 +186,61 @@ class Vectors(Reductions, TorchNames, Queries):
                 "save_word2vec_format(): the binary form always has a header; drop write_header=False"
             )
         self.save(fname, "word2vec-binary" if binary else "word2vec" if write_header else "glove")
+
+    # -- the Hugging Face hub
+
+    @classmethod
+    def from_pretrained(
+        cls, name: PATH, *, filename: str | None = None, revision: str | None = None, token: str | None = None
+    ) -> Vectors:
+        """Vectors in a file or folder that is there, or else in a repository of the Hugging Face hub.
+
+        Args:
+            name: a path, which is loaded without asking anybody; or a repository's name, ``"user/name"``,
+                which huggingface_hub fetches into its cache (``HF_HUB_OFFLINE=1`` takes the cache alone).
+            filename: one file there, in any format that ``load`` reads: ``"model.bin"``, say. By default
+                the folder that ``push_to_hub``, sentence-transformers and model2vec write.
+            revision: a branch, tag or commit; the main branch by default.
+            token: of the account; huggingface_hub's own by default.
+
+        Raises:
+            MissingExtra: huggingface_hub is not installed, and there is no such path.
+            SettingError: ``name`` is no path that is there and cannot be a repository's name.
+            StorageError: the hub cannot be asked, or has no such thing.
+            FormatError: what is there holds no vectors.
+        """
+        return cls.load(hub.fetched(name, filename, revision, token))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        format: str = "static-folder",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Vectors written by firth",
+    ) -> str:
+        """Upload them to a repository of the Hugging Face hub, which is made if it is not there.
+
+        Args:
+            repo_id: ``"user/name"``.
+            format: ``"static-folder"``, which sentence-transformers and model2vec open; or
+                ``"safetensors"``, the native file with counts, context and subwords.
+            private: whether a repository that is made now is private; the account's custom by default.
+            revision: the branch; the main branch by default.
+            token: of the account; huggingface_hub's own by default.
+            commit_message: says what changed.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            MissingExtra: huggingface_hub is not installed.
+            SettingError: no such format, or a name that cannot be a repository's.
+            StorageError: the hub cannot be asked, or refuses.
+        """
+        return hub.pushed(self.save, repo_id, format, private, revision, token, commit_message)
 
     # -- what is in them
 
