@@ -11,6 +11,7 @@ import pytest
 
 import firth
 from firth.errors import SettingError, StorageError
+from firth.subwords import DenseRows, FastTextSubwords
 from small_hub import small_hub
 
 Python = Callable[..., str]
@@ -155,3 +156,22 @@ def test_a_hub_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(package, "snapshot_download", unreachable)
     with pytest.raises(StorageError, match=r"the hub does not give or take 'me/words': no route to host$"):
         firth.Vectors.from_pretrained("me/words")
+
+
+def test_subwords_that_stay_behind_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = vectors()
+    table = DenseRows(np.ones((7, 3), np.float32))
+    spelled = firth.Vectors(given.index_to_key, given.vectors, subwords=FastTextSubwords(table, 3, 6))
+    written: list[str] = []
+
+    def pushed(save: object, repo_id: str, format: str, *settings: object) -> str:
+        written.append(format)
+        return "address"
+
+    monkeypatch.setattr("firth.hub.pushed", pushed)
+    with pytest.warns(
+        UserWarning, match="subwords do not go along in the folder; format='safetensors' keeps"
+    ):
+        spelled.push_to_hub("me/words")
+    assert spelled.push_to_hub("me/words", format="safetensors") == "address"
+    assert written == ["static-folder", "safetensors"]

@@ -6,6 +6,7 @@ import copy
 import html
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -225,8 +226,8 @@ class Vectors(Reductions, TorchNames, Queries):
 
         Args:
             repo_id: ``"user/name"``.
-            format: ``"static-folder"``, which sentence-transformers and model2vec open; or
-                ``"safetensors"``, the native file with counts, context and subwords.
+            format: ``"static-folder"``, which sentence-transformers and model2vec open and which leaves
+                context and subwords behind; or ``"safetensors"``, the native file with everything.
             private: whether a repository that is made now is private; the account's custom by default.
             revision: the branch; the main branch by default.
             token: of the account; huggingface_hub's own by default.
@@ -240,6 +241,12 @@ class Vectors(Reductions, TorchNames, Queries):
             SettingError: no such format, or a name that cannot be a repository's.
             StorageError: the hub cannot be asked, or refuses.
         """
+        if format == hub.FOLDER and self._subwords is not None:
+            warnings.warn(
+                f"push_to_hub(): subwords do not go along in the folder; format={hub.NATIVE!r} keeps them",
+                UserWarning,
+                stacklevel=2,
+            )
         return hub.pushed(self.save, repo_id, format, private, revision, token, commit_message)
 
     # -- what is in them
