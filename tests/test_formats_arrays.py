@@ -36,6 +36,12 @@ def with_keys(path: Path, array: np.ndarray, keys: str = "a\nb\n") -> Path:
     return path
 
 
+@pytest.fixture
+def unsynced(monkeypatch):
+    """Waiting for the disk after each of many small files takes most of a test's time."""
+    monkeypatch.setattr("firth.files.os.fsync", lambda _: None)
+
+
 # -- arrays
 
 
@@ -56,7 +62,7 @@ def test_golden_npy(tmp_path):
     data=st.data(),
 )
 @pytest.mark.parametrize("name", ["npy", "parquet"])
-def test_round_trip(tmp_path, name, keys, data):
+def test_round_trip(tmp_path, unsynced, name, keys, data):
     if name == "npy":
         keys = [key for key in keys if "\n" not in key and not key.endswith("\r")] or ["a"]
     numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
