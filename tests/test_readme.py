@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from firth.cli.app import VERBS, command
+from firth.cli.app import GROUPS, VERBS, command
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md")}
@@ -47,17 +47,18 @@ def test_make_targets_exist() -> None:
 @every_page
 def test_verbs_and_options_exist(page: str) -> None:
     verbs = command().commands
-    assert verbs.keys() == VERBS.keys()
+    assert verbs.keys() == VERBS.keys() | GROUPS.keys()
     shown = set()
     for line in shell_lines(page):
         name, *words = shlex.split(line, comments=True)
         if name != "firth":
             continue
         verb, *arguments = words
-        known = {flag for parameter in verbs[verb].params for flag in parameter.opts}
+        called = verbs[verb].commands[arguments.pop(0)] if verb in GROUPS else verbs[verb]
+        known = {flag for parameter in called.params for flag in parameter.opts}
         assert {word for word in arguments if re.match("--?[a-z]", word)} <= known, line
         shown.add(verb)
-    assert shown == VERBS.keys()
+    assert shown == VERBS.keys() | GROUPS.keys()
 
 
 @every_page

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from firth import errors as errors
     from firth import evaluate as evaluate
     from firth import nn as nn
+    from firth import video as video
     from firth.comparison import align as align
     from firth.comparison import compare as compare
     from firth.comparison import merge as merge
@@ -73,6 +74,7 @@ _HOME = {
     "merge": "firth.comparison",
     "nn": "",
     "train": "firth.training",
+    "video": "",
 }
 
 __all__ = [  # what _HOME lists, spelt out for tools that read and do not run
@@ -101,6 +103,7 @@ __all__ = [  # what _HOME lists, spelt out for tools that read and do not run
     "merge",
     "nn",
     "train",
+    "video",
 ]
 
 

@@ -90,14 +90,18 @@ def _fail(sentence: str, code: int) -> int:
 
 def _usage_sentence(error: Exception, argv: Sequence[str]) -> str:
     """A wrong call as one sentence: what was wrong, what is near, where the help is."""
-    from firth.cli.app import VERBS
+    from firth.cli.app import GROUPS, VERBS
 
     context = getattr(error, "ctx", None)
     name = context.command_path if context is not None else "firth"
-    verb = next((word for word in argv if not word.startswith("-")), None)
+    verb, inner = [*(word for word in argv if not word.startswith("-")), None, None][:2]
+    group = GROUPS.get(verb or "")
     wrong = getattr(error, "option_name", None)
-    if verb is not None and verb not in VERBS:
-        sentence = f"firth has no verb {verb!r}{did_you_mean(difflib.get_close_matches(verb, VERBS))}"
+    before, asked, known = "firth", verb, [*VERBS, *GROUPS]
+    if group is not None:
+        before, asked, known = f"firth {verb}", inner, list(group.VERBS)
+    if asked is not None and asked not in known:
+        sentence = f"{before} has no verb {asked!r}{did_you_mean(difflib.get_close_matches(asked, known))}"
     elif wrong is not None and hasattr(error, "possibilities"):  # an option that does not exist
         sentence = f"{name} has no option {wrong}{did_you_mean(error.possibilities or ())}"
     else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
 import firth
-from firth.cli import align, analogy, compare, convert, evaluate, info, merge, similar, train
+from firth.cli import align, analogy, compare, convert, evaluate, info, merge, similar, train, video
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -22,6 +23,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "info": info.info,
 }
 
+# Words with verbs of their own behind them: files that have a table VERBS.
+GROUPS = {"video": video}
+
 
 def command() -> Any:
     """The whole command line as one command object (click's)."""
@@ -34,7 +38,24 @@ def command() -> Any:
     app.callback(invoke_without_command=True)(_firth)
     for name, verb in VERBS.items():
         app.command(name)(verb)
+    for name, group in GROUPS.items():
+        app.add_typer(_group(group), name=name)
     return typer.main.get_command(app)
+
+
+def _group(module: ModuleType) -> typer.Typer:
+    """The verbs of a file behind the word that names it; the word alone shows them."""
+
+    def show(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+
+    about = str(module.__doc__).partition(": ")[2]
+    group = typer.Typer(rich_markup_mode="rich")
+    group.callback(invoke_without_command=True, help=about[:1].upper() + about[1:])(show)
+    for name, verb in module.VERBS.items():
+        group.command(name)(verb)
+    return group
 
 
 def _firth(

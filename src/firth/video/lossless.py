@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,10 @@ class Lossless:
         if not 0 < self.rate <= 1:
             raise SettingError(f"rate must be above 0 and at most 1 bit a luma sample, got {self.rate}")
 
+    def holding(self, psnr: float, info: VideoInfo) -> Lossless:
+        """The same with no more bits a sample than a luma PSNR of ``psnr`` dB allows."""
+        return replace(self, rate=min(self.rate, rate_for_psnr(psnr, info.depth)))
+
     def frame_bytes(self, info: VideoInfo) -> int:
         """Bytes of a symbol that fill a frame; 0 if the frame is too small for any."""
         return max(0, int(self.rate * info.n_pixels) // 8 - FRAME_OVERHEAD_BYTES) // 2 * 2
@@ -78,6 +82,10 @@ class Lossless:
             )
         size = -(-blob_bytes // count_source(blob_bytes, most))
         return size + size % 2
+
+    def symbols_per_frame(self, info: VideoInfo) -> int:
+        """One, as large as it takes."""
+        return 1
 
     def marker(self, info: VideoInfo, cutter: Cutter, key: bytes) -> Change:
         """Writes symbol ``frame_pos`` into frame ``frame_pos`` (from 0 again after the last symbol).

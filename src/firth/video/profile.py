@@ -36,11 +36,21 @@ class Profile(Protocol):
     def lossless(self) -> bool:
         """Whether every bit of the written frames must come back."""
 
+    def holding(self, psnr: float, info: VideoInfo) -> Profile:
+        """The same, as much weaker as it takes to keep a luma PSNR of ``psnr`` dB (before any encoder).
+
+        Raises:
+            SettingError: it cannot.
+        """
+
     def most_bytes(self, info: VideoInfo) -> int:
         """The longest blob that a cover takes if not a frame is lost; 0 if frames are too small."""
 
     def symbol_bytes(self, info: VideoInfo, blob_bytes: int) -> int:
         """Bytes of a symbol for a blob of this length; even, for :class:`firth.video.erasure.Cutter`."""
+
+    def symbols_per_frame(self, info: VideoInfo) -> int:
+        """Symbols that a frame carries."""
 
     def marker(self, info: VideoInfo, cutter: Cutter, key: bytes) -> Change:
         """What is done to each frame so that it carries symbols of ``cutter``.

@@ -1,0 +1,343 @@
+"""Hiding a payload in a video: what is checked before, what is done, what is checked after."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from firth.errors import FormatError, SettingError, StorageError
+from firth.files import check_writable, replacing
+from firth.progress import SILENT, Reporter
+from firth.video.codecs import container_for, encoder_for
+from firth.video.erasure import Cutter
+from firth.video.finding import Search
+from firth.video.frames import Luma, VideoInfo, luma_frames, probe
+from firth.video.metrics import Quality
+from firth.video.payload import locator_key, pack
+from firth.video.profile import Change, Profile
+from firth.video.profiles import pick, readable
+from firth.video.trial import Trial
+from firth.video.writing import FrameLog, lost, rewrite
+
+CONTAINER_BYTES = 40  # of a payload with a password and without a name: what the container adds at most
+PSNR_SLACK = 0.05  # dB by which a draw may miss the mean
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What :func:`hide` has written.
+
+    Attributes:
+        path: the file.
+        profile, codec: how.
+        payload_bytes, hidden_bytes: before and after packing.
+        most_bytes: what the cover takes at most in this profile.
+        n_frames: frames written.
+        symbols, symbols_needed: symbols in the file, and those that give the payload back: any of them.
+        psnr, psnr_least: of luma in dB before encoding, over the film and in its worst frame.
+        ssim: of luma before encoding, of one frame in twelve; ``None`` where frames are too small.
+        flicker, cover_flicker: see :class:`firth.video.metrics.Quality`; ``None`` with a single frame.
+        n_bytes, growth: size of the file, and over that of the cover.
+        secret: a password seals it. Otherwise everybody with firth can take it out.
+        survived: the second encode that it was taken out after, or ``None``.
+    """
+
+    path: Path
+    profile: str
+    codec: str
+    payload_bytes: int
+    hidden_bytes: int
+    most_bytes: int
+    n_frames: int
+    symbols: int
+    symbols_needed: int
+    psnr: float
+    psnr_least: float
+    ssim: float | None
+    flicker: float | None
+    cover_flicker: float | None
+    n_bytes: int
+    growth: float
+    secret: bool
+    survived: str | None
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cover takes in a profile.
+
+    Attributes:
+        profile: its name.
+        n_bytes: payload that does not compress, with a password, if not a frame is lost.
+        bits_per_frame: of that, a frame.
+    """
+
+    profile: str
+    n_bytes: int
+    bits_per_frame: float
+
+
+def hide(
+    cover: str | os.PathLike[str],
+    payload: bytes | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    profile: str = "lossless",
+    password: str | None = None,
+    name: str | None = None,
+    rate: float = 0.4,
+    codec: str | None = None,
+    min_psnr: float | None = None,
+    verify: bool | None = None,
+    survive: str | None = None,
+    force: bool = False,
+    progress: Reporter = SILENT,
+) -> Hidden:
+    """Write ``cover`` again with ``payload`` hidden in its frames, and check that it is there.
+
+    Only the luma plane changes. Audio, subtitles, chroma, times and tags stay as they are. The file appears
+    under its name when all is done, or not at all.
+
+    Args:
+        cover: the video.
+        payload: bytes, or the path of a file.
+        out: the file to write; its ending names the container.
+        profile: ``"lossless"`` for files that keep every bit, or ``"high"``, ``"web"``, ``"hard"``, which
+            live through a lossy encode.
+        password: seals the payload and says where it stands; without one it is not secret.
+        name: a file name to keep with the payload; that of the file by default.
+        rate: bits a luma sample at most, lossless profile only.
+        codec: an encoder of the lossless profile: ``"ffv1"``, ``"x264"``, ``"vp9"`` or ``"x265"``;
+            by default the container decides (.mkv: ffv1).
+        min_psnr: hide no more, or no stronger, than keeps this luma PSNR in dB.
+        verify: take the payload out of the written file and compare. Robust profiles do so by default;
+            the lossless one compares every frame instead, and does both if asked.
+        survive: a second encode to try on the file, such as ``"x264:medium:28"``: the payload must come out
+            of that too.
+        force: replace ``out`` if it exists.
+        progress: told of every frame.
+
+    Raises:
+        SettingError: a wrong call, an empty payload, or one that the cover cannot hold: told before work.
+        StorageError: a file that cannot be read or written, or ``out`` exists.
+        FormatError: no video, or the payload did not come back as it should; nothing is written then.
+        MissingExtra: PyAV or, with a password, cryptography is not installed.
+    """
+    chosen = pick(profile, rate)
+    trial = Trial.parse(survive) if survive is not None else None
+    if trial is not None and chosen.lossless:
+        raise SettingError(
+            f"hide: the lossless profile lives through no second encode, --survive {trial} least of all; "
+            "use --profile web or hard"
+        )
+    target = _target(cover, payload, out, force)
+    data, title = _read(payload, name)
+    blob = pack(data, title, password)
+    info = probe(cover)
+    encoder = encoder_for(out, codec, chosen.lossless, info)
+    encoder.check(info)
+    if min_psnr is not None:
+        chosen = chosen.holding(min_psnr, info)
+    room = chosen.most_bytes(info)
+    if len(blob) > room:
+        raise SettingError(_too_large(len(blob), room, chosen, info))
+    key = locator_key(password)
+    cutter = Cutter(blob, chosen.symbol_bytes(info, len(blob)))
+    quality = Quality(info.depth)
+    with replacing(target) as file:
+        written = Path(file.name)
+        log = rewrite(
+            cover,
+            written,
+            container_for(out),
+            encoder,
+            _measured(chosen.marker(info, cutter, key), quality),
+            name=os.fspath(out),
+            n_frames=info.n_frames,
+            progress=progress,
+        )
+        symbols = _symbols(chosen, info, cutter, log)
+        _check_quality(quality, min_psnr)
+        if chosen.lossless:
+            log.check(written, name=os.fspath(out), progress=progress)
+        if verify or (verify is None and not chosen.lossless):
+            _check_payload(written, blob, chosen, key, f"{os.fspath(out)}", progress)
+        if trial is not None:
+            _check_survival(written, trial, blob, chosen, key, log.n_frames, progress)
+        for what in lost(cover, written):
+            warnings.warn(f"{os.fspath(out)} could not keep {what} of {os.fspath(cover)}", stacklevel=2)
+        if target.exists() and not force:
+            raise StorageError(_exists(out))
+        n_bytes = written.stat().st_size
+    flicker, cover_flicker = quality.flicker or (None, None)
+    return Hidden(
+        path=Path(out),
+        profile=chosen.name,
+        codec=encoder.name,
+        payload_bytes=len(data),
+        hidden_bytes=len(blob),
+        most_bytes=room,
+        n_frames=log.n_frames,
+        symbols=symbols,
+        symbols_needed=cutter.n_source,
+        psnr=quality.psnr,
+        psnr_least=quality.psnr_least,
+        ssim=quality.ssim,
+        flicker=flicker,
+        cover_flicker=cover_flicker,
+        n_bytes=n_bytes,
+        growth=n_bytes / info.n_bytes,
+        secret=password is not None,
+        survived=str(trial) if trial is not None else None,
+    )
+
+
+def capacity(
+    cover: str | os.PathLike[str], *, rate: float = 0.4, min_psnr: float | None = None
+) -> list[Room]:
+    """What a cover takes in each profile; no frame is decoded.
+
+    Args:
+        cover: the video.
+        rate: bits a luma sample, lossless profile only.
+        min_psnr: hide no more than keeps this luma PSNR in dB.
+
+    Raises:
+        FormatError: no video.
+        StorageError: the file cannot be read.
+        SettingError: ``rate`` outside its range, or ``min_psnr`` out of a profile's reach.
+        MissingExtra: PyAV is not installed.
+    """
+    info = probe(cover)
+    rooms = []
+    for one in readable():
+        profile = pick(one.name, rate)
+        if min_psnr is not None:
+            profile = profile.holding(min_psnr, info)
+        n_bytes = max(0, profile.most_bytes(info) - CONTAINER_BYTES)
+        rooms.append(Room(one.name, n_bytes, 8 * n_bytes / info.n_frames))
+    return rooms
+
+
+def _target(
+    cover: str | os.PathLike[str],
+    payload: bytes | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    force: bool,
+) -> Path:
+    """Where to write, if that may be."""
+    container_for(out)
+    for what, given in (("cover", cover), ("payload", payload)):
+        if not isinstance(given, bytes) and os.path.realpath(given) == os.path.realpath(out):
+            raise SettingError(f"hide: {os.fspath(out)} is the {what} itself; name another file to write")
+    target = check_writable(out)
+    if target.exists() and not force:
+        raise StorageError(_exists(out))
+    return target
+
+
+def _exists(out: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(out)} exists; name another file, or replace it with --force (force=True)"
+
+
+def _read(payload: bytes | str | os.PathLike[str], name: str | None) -> tuple[bytes, str | None]:
+    if isinstance(payload, bytes):
+        return payload, name
+    try:
+        return Path(payload).read_bytes(), Path(payload).name if name is None else name
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"cannot read {os.fspath(payload)}: {reason}") from error
+
+
+def _measured(change: Change, quality: Quality) -> Change:
+    def measured(luma: Luma, frame_pos: int) -> Luma:
+        before = luma.copy()
+        after = change(luma, frame_pos)
+        quality.add(before, after)
+        return after
+
+    return measured
+
+
+def _symbols(profile: Profile, info: VideoInfo, cutter: Cutter, log: FrameLog) -> int:
+    """Symbols in the file; a cover may have fewer frames than its packets promise."""
+    symbols = log.n_frames * profile.symbols_per_frame(info)
+    if symbols < cutter.n_source:
+        raise FormatError(
+            f"hide: only {log.n_frames:,} of {info.n_frames:,} frames of {info.path} could be decoded, too "
+            "few for this payload; nothing was written; hide less"
+        )
+    return symbols
+
+
+def _check_quality(quality: Quality, min_psnr: float | None) -> None:
+    if min_psnr is not None and quality.psnr < min_psnr - PSNR_SLACK:
+        raise FormatError(
+            f"hide: the luma PSNR came to {quality.psnr:.2f} dB, below the {min_psnr:g} asked for; "
+            "nothing was written; hide less or ask for less"
+        )
+
+
+def _check_payload(
+    path: Path, blob: bytes, profile: Profile, key: bytes, what: str, progress: Reporter
+) -> None:
+    """Take the blob out of a file and compare it."""
+    search = Search([key], [profile])
+    progress.start("taking out", None, "frames")
+    for n_frames in search.run(luma_frames(path)):
+        progress.update(n_frames, search.note)
+        if search.complete:
+            break
+    progress.finish(search.note)
+    joiner = search.best.joiner
+    found = joiner.blob()
+    if found is None:
+        raise FormatError(
+            f"hide: {joiner.found:,} of {joiner.needed or '?'} symbols needed came out of {what}; nothing "
+            "was written; hide less, or use a more robust profile"
+        )
+    if found[: len(blob)] != blob:
+        raise FormatError(f"hide: {what} gave other bytes back than were hidden; nothing was written")
+
+
+def _check_survival(
+    path: Path,
+    trial: Trial,
+    blob: bytes,
+    profile: Profile,
+    key: bytes,
+    n_frames: int,
+    progress: Reporter,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = Path(folder) / "trial.mkv"
+        trial.encode(path, encoded, n_frames=n_frames, progress=progress)
+        _check_payload(encoded, blob, profile, key, f"the trial encode {trial}", progress)
+
+
+def _too_large(need: int, have: int, chosen: Profile, info: VideoInfo) -> str:
+    """Need, have, and what would fit."""
+    ways = list(_ways(need, have, chosen, info))
+    return (
+        f"hide: the payload needs {need:,} bytes after packing, and {info.path} ({info.n_frames:,} frames of "
+        f"{info.width}x{info.height}) takes {have:,} in profile {chosen.name}; use {' or '.join(ways)}"
+    )
+
+
+def _ways(need: int, have: int, chosen: Profile, info: VideoInfo) -> Iterator[str]:
+    for other in readable():
+        if other.name != chosen.name and other.most_bytes(info) >= need:
+            yield f"--profile {other.name} ({other.most_bytes(info):,} bytes)"
+    if chosen.lossless and pick("lossless", 1.0).most_bytes(info) >= need:
+        yield f"--rate 1 ({pick('lossless', 1.0).most_bytes(info):,} bytes)"
+    if have:
+        frames = -(-need * info.n_frames // have)
+        seconds = f" ({frames * info.seconds / info.n_frames:.0f} s)" if info.seconds else ""
+        yield f"a cover of {frames:,} such frames{seconds}"
+    else:
+        yield "a cover with larger frames"
