@@ -120,7 +120,6 @@ def test_a_moment_reads_like_fasttext():
         ({"dim": -1}, "dim must be at least 1"),
         ({"dim": 1.5}, "dim must be a whole number, got 1.5"),
         ({"dim": True}, "dim must be a whole number, got True"),
-        ({"dim": None}, "dim must be a whole number, got None"),
         ({"dim": "100"}, "dim must be a whole number, got '100'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"lr": -1}, "lr must be at least 1e-09 and at most 10, got -1"),

@@ -237,6 +237,13 @@ class Corpus:
             fingerprint=hashes.result(vocab),
         )
 
+    def count_ids(self) -> Longs:
+        """How often each id occurs in this text, int64 (V,), whatever the vocabulary says."""
+        counts = np.zeros(len(self.vocab), np.int64)
+        for begin in range(0, len(self), _SLICE):
+            counts += np.bincount(self.ids[begin : begin + _SLICE], minlength=len(counts))
+        return counts
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -118,7 +118,8 @@ def _remove_run(folder: Path, own: bool) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for part in (*folder.glob("checkpoint-*"), *folder.glob(".tmp-*")):
                 remove_tree(part)
-            (folder / "settings.json").unlink(missing_ok=True)
+            for name in ("settings.json", "vocab.txt"):
+                (folder / name).unlink(missing_ok=True)
             (folder / "lock").unlink()
     except OSError:
         return  # there is none, or another holds it

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,9 @@ from firth.progress import pick
 if TYPE_CHECKING:
     from firth.corpus import Corpus
     from firth.training import SkipGram
+    from firth.training.initial import Pretrained
     from firth.vectors import Vectors
+    from firth.vocab import Vocab
 
 _TEXT, _MODEL, _RUN = "What is read", "What is learned", "How it runs"
 
@@ -104,10 +107,21 @@ def train(
             rich_help_panel=_MODEL,
         ),
     ] = None,
-    dim: Annotated[int, option("dim", panel=_MODEL)] = default("dim"),
+    dim: Annotated[
+        int | None, option("dim", panel=_MODEL, shown=f"{default('dim')}; with --init, what it has")
+    ] = None,
     window: Annotated[int | None, option("window", panel=_MODEL, shown=default("window"))] = None,
     negatives: Annotated[int | None, option("negatives", panel=_MODEL, shown=default("negatives"))] = None,
     sample: Annotated[float | None, option("sample", panel=_MODEL, shown=default("sample"))] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train on from these vectors (any format), or from the run folder of an earlier run.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    freeze: Annotated[str, option("freeze", panel=_MODEL)] = default("freeze"),
     context: Annotated[
         bool,
         typer.Option("--context", help="Save the table of context vectors too.", rich_help_panel=_MODEL),
@@ -116,6 +130,7 @@ def train(
     lr: Annotated[
         float | None, option("lr", panel=_RUN, shown="as the objective or preset has it")
     ] = default("lr"),
+    lr_last: Annotated[float | None, option("lr_last", panel=_RUN)] = default("lr_last"),
     threads: Annotated[int | None, option("threads", panel=_RUN)] = default("threads"),
     seed: Annotated[int, option("seed", panel=_RUN)] = default("seed"),
     device: Annotated[str, option("device", panel=_RUN)] = default("device"),
@@ -149,6 +164,7 @@ def train(
     $ firth train corpus.txt -o vectors.safetensors
     $ firth train wiki/ --lower --dim 300 --epochs 3 -o wiki.safetensors
     $ zcat reviews.gz | firth train - -o reviews.safetensors
+    $ firth train more.txt --init glove.txt --lr 0.01 -o tuned.safetensors
 
     Ctrl-C saves the state of the run; the same command with --resume goes on.
     """
@@ -158,8 +174,9 @@ def train(
     from firth.kernels import pick as pick_kernels
     from firth.sources import Tokenizer
     from firth.training import train as train_vectors
+    from firth.training.config import TrainConfig
+    from firth.training.initial import Pretrained, pick_dim
     from firth.training.memory import check_fits
-    from firth.vocab import Vocab
 
     # All that can be wrong with the call is told before any text is read.
     check_writable(output)
@@ -171,16 +188,22 @@ def train(
         )
     if vocab is not None and max_vocab is not None:
         raise SettingError("firth train takes --vocab or --max-vocab, got both; leave one out")
-    goal = _objective(objective, preset, {"window": window, "negatives": negatives, "sample": sample})
+    if init is None and freeze != default("freeze"):
+        raise SettingError(f"--freeze {freeze} needs --init FILE, the vectors that are to stay as they are")
+    given = {"window": window, "negatives": negatives, "sample": sample, "lr_last": lr_last}
+    goal = _objective(objective, preset, given)
     pick_kernels(device)
     tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
     folder = output.with_name(output.name + ".run") if run is None else run
-    _check_places(text, vocab, pairs, output, folder, cache)
+    _check_places(text, [vocab, pairs, init], output, folder, cache)
     scores = None if pairs is None else PairScores(pairs)
+    start = None if init is None else Pretrained(init)
+    config = TrainConfig(dim=pick_dim(dim, default("dim"), start), freeze=freeze)
     with contextlib.closing(pick(quiet)) as progress, ctrl_c_told(folder, progress):
         corpus = Corpus.encode(
             _source(text),
-            None if vocab is None else Vocab.load(vocab),
+            None if vocab is None else _vocab(vocab, start),
+            known=None if start is None or vocab is not None else start.vectors,
             min_count=min_count,
             max_size=max_vocab,
             tokenizer=tokenizer,
@@ -190,7 +213,7 @@ def train(
             threads=threads,
             progress=progress,
         )
-        check_fits(len(corpus.vocab), dim, keep_context=context)
+        check_fits(len(corpus.vocab), config.dim, keep_context=context)
         form.check(output, corpus.vocab.tokens)
         if scores is not None:
             scores.check(corpus.vocab.tokens)
@@ -198,7 +221,9 @@ def train(
             vectors = train_vectors(
                 corpus,
                 goal,
-                dim=dim,
+                dim=config.dim,
+                init=None if start is None else start.vectors,
+                freeze=freeze,
                 epochs=epochs,
                 lr=lr,
                 threads=threads,
@@ -217,13 +242,17 @@ def train(
 
 
 def _check_places(
-    text: list[str], vocab: Path | None, pairs: Path | None, output: Path, folder: Path, cache: Path | None
+    text: list[str],
+    others: Sequence[Path | None],
+    output: Path,
+    folder: Path,
+    cache: Path | None,
 ) -> None:
     """Refuse to write over what is read, or into it."""
     from firth.cache import cache_folder
     from firth.sources import find_source
 
-    read = [*(find_source(_source(text)).files or []), *filter(None, (vocab, pairs))]
+    read = [*(find_source(_source(text)).files or []), *filter(None, others)]
     written = [("-o", output), ("the run folder", folder), ("the cache folder", cache_folder(cache))]
     check_apart(text, read, written)
 
@@ -235,6 +264,18 @@ def _source(text: list[str]) -> str | list[Path]:
     if "-" in text:
         raise SettingError("firth train reads standard input (-) alone, not among files")
     return [Path(name) for name in text]
+
+
+def _vocab(path: Path, start: Pretrained | None) -> Vocab:
+    """The vocabulary of a file; after the words of ``start``, where there is one."""
+    from firth.vocab import Vocab
+
+    given = Vocab.load(path)
+    if start is None:
+        return given
+    # Without counts, so that those of the text are taken.
+    both = Vocab(list(start.vectors)).add(given.tokens)
+    return both.with_unknown(given.unknown, given.unk_token)
 
 
 def _objective(name: str, preset: str | None, given: dict[str, Any]) -> SkipGram:
@@ -258,10 +299,16 @@ def _print_summary(corpus: Corpus, vectors: Vectors, output: Path, as_json: bool
         "raw_tokens": corpus.raw_tokens,
         "loss": vectors.metadata.get("loss"),
         "scores": vectors.metadata.get("scores"),
+        "init": vectors.metadata.get("init"),
     }
     if as_json:
         print_json(facts)
         return
     print(f"{len(vectors):,} vectors of {vectors.vector_size} in {output}")
+    if start := vectors.metadata.get("init"):
+        print(
+            f"{start['known']:,} words from {start['name']}, {start['known_in_text']:,} of them in the text; "
+            f"{start['new']:,} new"
+        )
     word = next((key for key in vectors.index_to_key[:1000] if len(key) > 4 and key.isalpha()), None)
     print(f"try: {shlex.join(['firth', 'similar', str(output), word or vectors.index_to_key[0]])}")

@@ -4,6 +4,7 @@
 
     RUN/lock                  held by flock while a process trains; dies with it
     RUN/settings.json         what the run was started with
+    RUN/vocab.txt             the words of the rows, with the counts of the result
     RUN/checkpoint-PLACE/     inputs.npy, outputs.npy, state.json; the last two are kept
 """
 
@@ -23,6 +24,9 @@ import numpy.typing as npt
 
 from firth.errors import RunError, StorageError
 from firth.files import remove_tree, storage_error, sync_folder, write_text
+from firth.vocab import Vocab
+
+VOCAB = "vocab.txt"
 
 KEPT = 2
 """So many checkpoints stay, the last ones."""
@@ -45,6 +49,43 @@ class State:
     epoch_loss: float = 0.0  # summed over this epoch
     epoch_pairs: float = 0.0
     losses: list[float] = field(default_factory=list)  # mean loss a pair of each finished epoch
+    tokens: int = 0  # of an epoch; 0 where an older firth wrote the checkpoint
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first."""
+    found = folder.glob("checkpoint-" + "[0-9]" * _DIGITS)
+    return sorted(path for path in found if (path / "state.json").is_file())
+
+
+def read_state(checkpoint: Path, way_out: str) -> State:
+    """What a checkpoint holds, its tables memory-mapped.
+
+    Raises:
+        RunError: its files are damaged; the sentence ends with ``way_out``.
+    """
+    try:
+        saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        tables = {}
+        for name in ("inputs", "outputs"):
+            table = np.load(checkpoint / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            if table.dtype != np.float32 or table.ndim != 2:
+                raise ValueError(f"{name}.npy is {table.dtype} {table.shape}, not float32 of two dimensions")
+            tables[name] = table
+        return State(
+            **tables,
+            place=int(saved["place"]),
+            epoch_loss=float(saved["epoch_loss"]),
+            epoch_pairs=float(saved["epoch_pairs"]),
+            losses=[float(loss) for loss in saved["losses"]],
+            tokens=int(saved.get("tokens", 0)),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise RunError(_unreadable(checkpoint, f"{type(error).__name__}: {error}", way_out)) from error
+
+
+def _unreadable(checkpoint: Path, what: str, way_out: str) -> str:
+    return f"the checkpoint {checkpoint} cannot be read ({' '.join(what.split())}); {way_out}"
 
 
 class RunFolder:
@@ -54,6 +95,7 @@ class RunFolder:
         path: made if it does not exist.
         settings: what the run is started with; JSON-able.
         resume: go on from the last checkpoint if there is one.
+        vocab: the words of the rows, kept for those who train on from this run; may be left out.
 
     Raises:
         RunError: another process trains there; other settings made it; it holds a checkpoint and
@@ -61,10 +103,17 @@ class RunFolder:
         StorageError: the folder cannot be made or written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        resume: bool,
+        vocab: Vocab | None = None,
+    ) -> None:
         self.path = Path(path)
         self._settings = json.loads(json.dumps(settings))
         self._resume = resume
+        self._vocab = vocab
         self._lock: IO[bytes] | None = None
         self._began = time.monotonic()
         self._spent = 0.0  # seconds, on saving
@@ -129,6 +178,8 @@ class RunFolder:
                 )
         else:
             write_text(file, json.dumps(self._settings, indent=1, sort_keys=True))
+            if self._vocab is not None:
+                self._vocab.save(self.path / VOCAB)
 
     def _read_settings(self, file: Path) -> dict[str, Any]:
         try:
@@ -141,8 +192,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints there, oldest first."""
-        found = self.path.glob("checkpoint-" + "[0-9]" * _DIGITS)
-        return sorted(path for path in found if (path / "state.json").is_file())
+        return checkpoints_in(self.path)
 
     def load(self, state: State) -> bool:
         """Fill ``state`` from the last checkpoint; false if there is none.
@@ -156,23 +206,16 @@ class RunFolder:
         if not found:
             return False
         last = found[-1]
-        try:
-            saved = json.loads((last / "state.json").read_text(encoding="utf-8"))
-            for name in ("inputs", "outputs"):
-                table = getattr(state, name)
-                read = np.load(last / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                if (read.shape, read.dtype) != (table.shape, table.dtype):
-                    raise ValueError(f"{name}.npy is {read.dtype} {read.shape}, not float32 {table.shape}")
-                table[:] = read
-            state.place = int(saved["place"])
-            state.epoch_loss = float(saved["epoch_loss"])
-            state.epoch_pairs = float(saved["epoch_pairs"])
-            state.losses = [float(loss) for loss in saved["losses"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-            way_out = "go on from the one before" if len(found) > 1 else "start again"
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            sentence = f"the checkpoint {last} cannot be read ({what}); remove it to {way_out}"
-            raise RunError(sentence) from error
+        way_out = f"remove it to {'go on from the one before' if len(found) > 1 else 'start again'}"
+        saved = read_state(last, way_out)
+        for name in ("inputs", "outputs"):
+            table, read = getattr(state, name), getattr(saved, name)
+            if read.shape != table.shape:
+                what = f"ValueError: {name}.npy is float32 {read.shape}, not float32 {table.shape}"
+                raise RunError(_unreadable(last, what, way_out))
+            table[:] = read
+        state.place, state.losses = saved.place, saved.losses
+        state.epoch_loss, state.epoch_pairs = saved.epoch_loss, saved.epoch_pairs
         return True
 
     def due(self, state: State) -> bool:
@@ -204,6 +247,7 @@ class RunFolder:
                         "epoch_loss": state.epoch_loss,
                         "epoch_pairs": state.epoch_pairs,
                         "losses": state.losses,
+                        "tokens": state.tokens,
                     },
                     text,
                 )
@@ -249,6 +293,14 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
             found += _differences(old, new, f"{prefix}{key}.")
         elif key == "corpus" and old != new:
             found.append("the text, its vocabulary or how it is read has changed")
+        elif key == "init" and old != new:
+            found.append(f"the vectors to start from {_changed(old, new)}")
         elif old != new:
             found.append(f"{prefix}{key} is {old} there, {new} was asked")
     return found
+
+
+def _changed(there: object, asked: object) -> str:
+    if there is None or asked is None:
+        return "were given there, none were asked" if asked is None else "were asked, none were given there"
+    return "have changed"

@@ -23,6 +23,9 @@ _KINDS: dict[str, tuple[type, str]] = {
 }
 
 
+FREEZE = ("none", "known")
+
+
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A dataclass field with limits: a number from ``low`` to ``high``, or what its type allows."""
     limits = {name: limit for name, limit in (("min", low), ("max", high)) if limit is not None}
@@ -62,6 +65,7 @@ class TrainConfig:
     """Settings of :func:`firth.train` that belong to the run and not to the objective."""
 
     dim: int = setting(100, "Numbers in a vector.", low=1, high=65_536)
+    freeze: str = setting("none", "Of the vectors to start from, what stays as it is: none or known.")
     epochs: int = setting(5, "Passes over the text.", low=1, high=1_000_000)
     lr: float | None = setting(
         None, "Learning rate at the start; it falls in a straight line.", low=1e-9, high=10.0
@@ -72,6 +76,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self, "train()")
+        if self.freeze not in FREEZE:
+            raise SettingError(f"train(): freeze must be {' or '.join(FREEZE)}, got {self.freeze!r}")
 
 
 def available_threads() -> int:

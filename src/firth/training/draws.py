@@ -20,16 +20,27 @@ class Sampler:
         objective: gives sample, exponent and the number of draws.
         seed: of the run.
         kernels: the module that computes the alias table.
+        drawn: the words that may be drawn as negatives, as row numbers; all by default. The others
+            count for nothing (of 2**32 draws an alias table still gives them one, at most).
     """
 
     def __init__(
-        self, counts: npt.NDArray[np.int64], objective: SkipGram, seed: int, kernels: ModuleType
+        self,
+        counts: npt.NDArray[np.int64],
+        objective: SkipGram,
+        seed: int,
+        kernels: ModuleType,
+        drawn: npt.NDArray[np.intp] | None = None,
     ) -> None:
-        counts = np.maximum(counts, 1)
+        rows: npt.NDArray[np.intp] | slice = slice(None) if drawn is None else drawn
+        own_counts = np.maximum(counts[rows], 1)
         self._n_keys = objective.n_keys
         self._seed = seed
-        self._keep = keep_thresholds(counts, objective.sample)
-        self._threshold, self._alias = kernels.alias_table(noise_weights(counts, objective.ns_exponent))
+        self._keep = np.full(len(counts), 0xFFFFFFFF, np.uint32)
+        self._keep[rows] = keep_thresholds(own_counts, objective.sample)
+        weights = np.zeros(len(counts))
+        weights[rows] = noise_weights(own_counts, objective.ns_exponent)
+        self._threshold, self._alias = kernels.alias_table(weights)
 
     def epoch(self, epoch: int) -> Draws:
         """Keys and thresholds for one epoch."""

@@ -25,10 +25,12 @@ from firth.training.callbacks import Callback, Moment
 from firth.training.checkpoint import RunFolder, State
 from firth.training.config import TrainConfig, available_threads
 from firth.training.draws import Sampler
+from firth.training.initial import Pretrained, pick_dim
 from firth.training.objectives import SkipGram
 from firth.training.sampling import initial_inputs, zeros
 from firth.vectors import Vectors
 from firth.version import __version__
+from firth.vocab import Vocab
 
 RUN_BLOCKS = 32
 """Blocks a thread in one run: about a second of work between two looks at the clock."""
@@ -38,12 +40,14 @@ def train(
     corpus: Corpus,
     objective: SkipGram | None = None,
     *,
-    dim: int = 100,
+    dim: int | None = None,
     epochs: int = 5,
     lr: float | None = None,
     threads: int | None = None,
     seed: int = 1,
     device: str = "auto",
+    init: Vectors | str | os.PathLike[str] | None = None,
+    freeze: str = "none",
     run: str | os.PathLike[str] | None = None,
     resume: bool = False,
     keep_context: bool = False,
@@ -55,13 +59,19 @@ def train(
     Args:
         corpus: the encoded text.
         objective: what is learned; ``SkipGram()`` by default.
-        dim: numbers in a vector.
+        dim: numbers in a vector; 100 by default, or what ``init`` has.
         epochs: passes over the text.
         lr: learning rate at the start, the objective's by default; it falls in a straight line.
         threads: all cores of this process by default. One thread twice gives bit-equal vectors;
             several update the same tables without locks, so that only the draws are the same.
         seed: of every draw.
         device: ``"auto"``, ``"cpu"``, or ``"reference"`` (the float64 definition, very slow).
+        init: vectors to train on from, or the path of a file or of a run folder; how the tables start is
+            said in ``firth.training.initial``. The result begins with its rows, whether the text has
+            their words or not. ``Corpus.encode(text, known=init)`` keeps its rare words in the text;
+            another corpus is renumbered in memory.
+        freeze: ``"known"``: what ``init`` gave stays to the bit, the words that it lacks are learned
+            into its space; ``"none"``: everything moves.
         run: a folder for checkpoints, written by time (at most 2 % of it), at Ctrl-C and at the
             end; made if need be. Without it nothing is kept of a run that stops.
         resume: go on from the last checkpoint in ``run``, or start afresh if there is none. With
@@ -71,29 +81,40 @@ def train(
         progress: told share done, words/s, learning rate, loss and time left.
 
     Returns:
-        Vectors, float32 (V, dim), with counts and with the settings and losses as metadata.
+        Vectors, float32 (V, dim), with counts (those of ``init`` added) and with the settings and losses
+        as metadata.
 
     Raises:
-        SettingError: a setting outside its limits, or ``resume`` without ``run``.
+        SettingError: a setting outside its limits, ``resume`` without ``run``, ``freeze`` without ``init``
+            or with nothing left to learn.
+        ShapeError: ``init`` has another dim, or numbers that are not finite.
         SourceError: a corpus with nothing to learn from.
         RunError: the run folder is in use or was made by other settings, or its checkpoint is damaged.
         StorageError: the run folder cannot be made or written; older checkpoints stay.
         Diverged: a table left the finite numbers; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the state is saved where ``run`` was given.
     """
-    config = TrainConfig(dim=dim, epochs=epochs, lr=lr, threads=threads, seed=seed, device=device)
     objective = SkipGram() if objective is None else objective
     if not isinstance(objective, SkipGram):
         raise SettingError(f"train(): objective must be a SkipGram(...), got {objective!r:.60}")
     if resume and run is None:
         raise SettingError("train(): resume=True needs run=, the folder to resume from")
+    if init is None and freeze == "known":
+        raise SettingError("train(): freeze='known' needs init=, the vectors that are to stay as they are")
+    start = None if init is None else Pretrained(init)
+    dim = pick_dim(dim, TrainConfig.dim, start)
+    config = TrainConfig(
+        dim=dim, freeze=freeze, epochs=epochs, lr=lr, threads=threads, seed=seed, device=device
+    )
     _check_corpus(corpus)
     callbacks = tuple(callbacks)
-    trainer = _Trainer(corpus, objective, config, kernels.pick(device))
+    trainer = _Trainer(corpus, objective, config, kernels.pick(device), start)
+    if start is not None:
+        start.check_use(trainer.counts, freeze, keep_context)
     with contextlib.ExitStack() as stack:
         folder = None
         if run is not None:
-            folder = stack.enter_context(RunFolder(run, trainer.settings(), resume))
+            folder = stack.enter_context(RunFolder(run, trainer.settings(), resume, trainer.vocab()))
             if folder.load(trainer.state):
                 trainer.check_place(folder.path)
         stop = stack.enter_context(_interrupts())
@@ -166,26 +187,42 @@ def _loop(
 class _Trainer:
     """The state of a run and what one run of blocks does to it."""
 
-    def __init__(self, corpus: Corpus, objective: SkipGram, config: TrainConfig, kernels: ModuleType) -> None:
-        self.corpus = corpus
+    def __init__(
+        self,
+        corpus: Corpus,
+        objective: SkipGram,
+        config: TrainConfig,
+        kernels: ModuleType,
+        start: Pretrained | None,
+    ) -> None:
+        self.corpus = corpus = corpus if start is None else start.encoded(corpus)
         self.config = config
         self.total = len(corpus) * config.epochs
         self._kernels = kernels
         self._threads = config.threads or available_threads()
-        self._lr = objective.lr if config.lr is None else config.lr
+        self._lr, self._lr_last = _rates(objective, config, start)
         self.asked = objective
         counts = corpus.vocab.counts
-        if not counts.any():  # a vocabulary made of a list of tokens
-            counts = np.bincount(corpus.ids, minlength=len(corpus.vocab))
-        self._counts = counts
+        if start is not None or not counts.any():  # none: a vocabulary made of a list of tokens
+            counts = corpus.count_ids()
+        self.counts = counts
         self.objective = objective.fitted(counts, self._lr)
-        self._lr_last = self._lr * 1e-4 if objective.lr_last is None else min(objective.lr_last, self._lr)
-        self._sampler = Sampler(counts, self.objective, config.seed, kernels)
-        rows = len(corpus.vocab)
-        self.state = State(
-            inputs=initial_inputs(rows, config.dim, objective.init, config.seed),
-            outputs=zeros(rows, config.dim),
-        )
+        # Words that only the start knows are no part of this text.
+        drawn = None if start is None else np.flatnonzero(counts)
+        self._sampler = Sampler(counts, self.objective, config.seed, kernels, drawn)
+        self._start = start
+        if start is None:
+            rows = len(corpus.vocab)
+            self.state = State(
+                inputs=initial_inputs(rows, config.dim, objective.init, config.seed),
+                outputs=zeros(rows, config.dim),
+            )
+        else:
+            self.state = start.state(corpus.vocab, objective.init, config.seed)
+        self.state.tokens = len(corpus)
+        frozen = len(start) if start is not None and config.freeze == "known" else 0
+        self._fixed_inputs = frozen
+        self._fixed_outputs = frozen if start is not None and start.has_context else 0
         self._began = time.monotonic()
         self._began_place: int | None = None
         self._stretch_loss = float("nan")
@@ -193,14 +230,26 @@ class _Trainer:
     def settings(self) -> dict[str, Any]:
         """What decides the result; a run can only be resumed by the same. Threads may differ."""
         config = dataclasses.asdict(self.config)
-        del config["threads"], config["device"]
-        return {
+        del config["threads"], config["device"], config["freeze"]
+        settings = {
             **config,
             "lr": self._lr,
             "objective": self.asked.to_dict(),
             "steps": STEPS,
             "corpus": self.corpus.fingerprint,
         }
+        if self._start is not None:
+            settings["init"] = self._start.fingerprint
+            settings["freeze"] = self.config.freeze
+            settings["epochs_before"] = self._start.epochs
+        return settings
+
+    def vocab(self) -> Vocab:
+        """The words of the rows, with the counts of the result."""
+        return self.corpus.vocab.with_counts(self._result_counts())
+
+    def _result_counts(self) -> npt.NDArray[np.int64]:
+        return self.counts if self._start is None else self._start.merged_counts(self.counts)
 
     def run(self, stop: threading.Event) -> bool:
         """Train the next run of blocks; whether it ended an epoch.
@@ -238,6 +287,7 @@ class _Trainer:
     ) -> tuple[npt.NDArray[np.float64], int]:
         """The kernel over the blocks between ``borders``: summed stats, and blocks done."""
         slope = (self._lr - self._lr_last) / self.total
+        step = self.objective.step(self._lr - slope * epoch * len(self.corpus), slope, self._lr_last)
         stats: npt.NDArray[np.float64]
         stats, n_done = self._kernels.run(
             self.objective.kernel,
@@ -246,8 +296,8 @@ class _Trainer:
             self.corpus.ids,
             self.corpus.sentence_starts,
             borders,
-            self.objective.step(self._lr - slope * epoch * len(self.corpus), slope, self._lr_last),
-            self._sampler.epoch(epoch),
+            step._replace(fixed_inputs=self._fixed_inputs, fixed_outputs=self._fixed_outputs),
+            self._sampler.epoch(epoch + (0 if self._start is None else self._start.epochs)),
             self._threads,
             stop.is_set,
         )
@@ -333,10 +383,14 @@ class _Trainer:
             "loss": list(self.state.losses),
             "words_per_second": round(moment.words_per_second),
         }
+        if self._start is None:
+            del metadata["freeze"]
+        else:
+            metadata |= {"init": self._start.facts(self.counts), "epochs_before": self._start.epochs}
         return Vectors(
             vocab.tokens,
             self._rows(self.state.inputs, dim),
-            counts=self._counts,
+            counts=self._result_counts(),
             context=self._rows(self.state.outputs, dim) if keep_context else None,
             metadata=metadata,
         )
@@ -344,6 +398,14 @@ class _Trainer:
     @staticmethod
     def _rows(table: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
         return np.array(table[:, :dim], np.float32, order="C")
+
+
+def _rates(objective: SkipGram, config: TrainConfig, start: Pretrained | None) -> tuple[float, float]:
+    """The learning rate at the start and at the end of the run."""
+    if config.lr is None and start is not None and start.lr is not None and start.lr_last is not None:
+        return start.lr, start.lr_last  # the run that it comes from was not finished: on from there
+    lr = objective.lr if config.lr is None else config.lr
+    return lr, lr * 1e-4 if objective.lr_last is None else min(objective.lr_last, lr)
 
 
 @contextlib.contextmanager
