@@ -104,28 +104,49 @@ def test_fixed_rows_take_part_and_never_move(share, fixed_inputs, fixed_outputs)
 
 
 @pytest.mark.parametrize("width,lanes", [(16, 16), (112, 32), (304, 16)])
-def test_scores_are_the_same_by_transposition_and_by_dots(width, lanes):
-    # Which of the two a kernel takes depends on the processor.
+def test_scores_are_all_dot_products_and_keep_the_rows(width, lanes):
     rng = np.random.default_rng(width)
     rows, table = rng.normal(size=(2, 40, width)).astype(np.float32)
     rows_at, table_at = rng.integers(0, 40, (2, lanes + cpu.ROWS)) * width
-    tile_at = np.arange(lanes + cpu.ROWS) * width
     exact = rows.astype(np.float64)[rows_at // width] @ table.astype(np.float64)[table_at // width].T
-    for n_rows in (1, 4, 7, 12):
-        for by_dots in (False, True):
-            out = np.full((n_rows + cpu.ROWS) * lanes, np.nan, np.float32)
-            target = np.zeros((lanes + cpu.ROWS) * width, np.float32)
-            flat = (out, rows.reshape(-1), rows_at, n_rows, target)
-            if by_dots:
-                cpu._scores_by_dots(*flat, tile_at, table.reshape(-1), table_at, lanes, width)
-            else:
-                turned = np.zeros(cpu.CHUNK * lanes, np.float32)
-                cpu._scores(*flat, table.reshape(-1), table_at, turned, lanes, width)
-            got = out[: n_rows * lanes].reshape(n_rows, lanes)
-            np.testing.assert_allclose(got, exact[:n_rows, :lanes], atol=1e-4)
-            assert np.array_equal(
-                target[: lanes * width].reshape(lanes, width), table[table_at[:lanes] // width]
-            )
+    for n_rows in range(1, 15):  # every size of tile
+        out = np.full((n_rows + 1) * lanes, np.nan, np.float32)
+        kept = np.full((n_rows + 1) * width, np.nan, np.float32)
+        cpu._scores(out, rows.reshape(-1), rows_at, n_rows, table.reshape(-1), table_at, lanes, width, kept)
+        got = out[: n_rows * lanes].reshape(n_rows, lanes)
+        np.testing.assert_allclose(got, exact[:n_rows, :lanes], atol=1e-4)
+        assert np.array_equal(kept[: n_rows * width].reshape(n_rows, width), rows[rows_at[:n_rows] // width])
+        assert np.isnan(out[n_rows * lanes :]).all() and np.isnan(kept[n_rows * width :]).all()
+
+
+@pytest.mark.parametrize("n_rows", range(1, 15))
+def test_products_are_added_to_rows_named_once_or_twice(n_rows):
+    rng = np.random.default_rng(n_rows)
+    width, n_k = 48, 9
+    table, rows = rng.normal(size=(2, 30, width)).astype(np.float32)
+    slopes = rng.normal(size=(n_rows, n_k)).astype(np.float32)
+    named = rng.integers(0, 30 if n_rows % 2 else 3, n_rows)
+    rows_named = rng.integers(0, 30, n_k)
+    exact = table.astype(np.float64)
+    np.add.at(exact, named, slopes.astype(np.float64) @ rows.astype(np.float64)[rows_named])
+    soon = np.full(2 + n_rows, rows.ctypes.data)
+    for turned in (False, True):  # the slopes as they are, and transposed
+        got = table.copy()
+        flat, by = (slopes.T.copy(), (1, n_rows)) if turned else (slopes, (n_k, 1))
+        cpu._add_product(
+            got.reshape(-1),
+            named * width,
+            n_rows,
+            flat.reshape(-1),
+            *by,
+            rows.reshape(-1),
+            rows_named * width,
+            n_k,
+            width,
+            soon,
+            2,
+        )
+        np.testing.assert_allclose(got, exact, atol=1e-4)
 
 
 def test_learning_rate_is_a_function_of_position():

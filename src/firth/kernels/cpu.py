@@ -7,16 +7,13 @@ C-contiguous, rows padded with zeros to a multiple of LANES.
 How the shared skip-gram is made fast (figures: ``docs/kernels.md``):
 
 * A group's contexts meet a few targets, its negatives and its centres, so the group is three
-  small matrix products: the scores, the targets' and the contexts' updates. Scores of a context
+  small matrix products: the scores, the contexts' and the targets' updates. Scores of a context
   with a centre outside its window are computed and then weighted by zero: a full product is
-  faster than a ragged one. Only the targets are copied, since the contexts move last.
-* The products run in register tiles of 6 (or 4) rows x LANES floats, the shape of a GEMM
-  micro-kernel, written with values of LLVM's vector type (``_load``, ``_fma``, ...), because
-  loops over scalars leave the choice of tiles to a compiler that does not find it.
-* The targets are transposed as well, so that a score is summed down the dimension with one
-  lane a target, and no horizontal sum is needed. Where there are registers for 16 dot products
-  at once and rows are long, direct dot products are faster (``_scores_by_dots``).
-* The rows of the next group are prefetched while this one is computed.
+  faster than a ragged one. The contexts are copied while they are scored, for they move first.
+* The products run in register tiles, the micro-kernels of a GEMM. Each is written in LLVM's own
+  language, for every number of rows (``_dot_tile``, ``_add_tile``), because loops over scalars
+  leave the choice of tiles to a compiler that does not find it.
+* While a row moves, a row of the next group is prefetched, line by line.
 
 All functions that call each other stand in this one file, because Numba's disk cache does not
 notice changes in other files.
@@ -34,262 +31,32 @@ import numba as nb
 import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
 from firth.kernels.reference import CLIP, PIECE, SATURATED, SKIP, Draws, Step
 
 LANES = 16  # floats in one vector value; LLVM splits it where registers are narrower
-CHUNK = 128  # columns of the targets that are transposed at a time
-DOTS = 4  # 4 x 4 dot products fill the 32 registers of AVX-512
-DOTS_FROM = 192  # width from which their horizontal sums cost less than a transposition
+DOTS = 4  # targets of a tile of dot products
 HAS_32_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f"))
+DOT_LANES = 16 if HAS_32_REGISTERS else 8  # floats in one register
+DOT_ROWS = 4 if HAS_32_REGISTERS else 3  # 4 x 4 sums of 32 registers, 3 x 4 of 16
 PARTS = 4  # stretches of a block that threads take one by one
-ROWS = 6  # rows of the larger register tile: 6 x 16 floats fill the registers of AVX2
+ROWS = 6  # of a tile of sums: 6 x 16 floats fill the registers of AVX2
 # Not 'nnan' and 'ninf': a kernel must see that a table has left the finite numbers.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 # NumPy's division: Python's raises on zero, and that branch alone keeps a loop from being vectorised.
 _FAST = {"nogil": True, "fastmath": FASTMATH, "boundscheck": False, "error_model": "numpy"}
 
-# --- vector values ------------------------------------------------------------------------------
+# --- values of LLVM -----------------------------------------------------------------------------
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INT32 = ir.IntType(32)
-
-
-class _Vector(types.Type):
-    """A Numba type for LLVM's ``<16 x float>``: lives in registers only."""
-
-    def __init__(self) -> None:
-        super().__init__(name=f"float32x{LANES}")
-
-
-_vector = _Vector()
-
-
-@register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, fe_type: Any) -> None:
-        super().__init__(manager, fe_type, _FLOATS)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
     from numba.np.arrayobj import make_array
 
     return builder.gep(make_array(array_type)(context, builder, array).data, [offset])
-
-
-@intrinsic
-def _load(typing_context: Any, array: Any, offset: Any) -> Any:
-    """LANES floats of the flat array, from ``offset`` on."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = _address(context, builder, signature.args[0], args[0], args[1])
-        value = builder.load(builder.bitcast(address, _FLOATS.as_pointer()))
-        value.align = 4
-        return value
-
-    return _vector(array, types.int64), codegen
-
-
-@intrinsic
-def _store(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
-    """Write LANES floats into the flat array, from ``offset`` on."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = _address(context, builder, signature.args[0], args[0], args[1])
-        store = builder.store(args[2], builder.bitcast(address, _FLOATS.as_pointer()))
-        store.align = 4
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, _vector), codegen
-
-
-@intrinsic
-def _splat(typing_context: Any, x: Any) -> Any:
-    """The same float in every lane."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        undefined = ir.Constant(_FLOATS, ir.Undefined)
-        first = builder.insert_element(undefined, args[0], ir.Constant(_INT32, 0))
-        return builder.shuffle_vector(
-            first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-        )
-
-    return _vector(types.float32), codegen
-
-
-@intrinsic
-def _broadcast(typing_context: Any, array: Any, offset: Any) -> Any:
-    """The float at ``offset`` of the flat array in every lane; no wrap-around of negative offsets."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(_address(context, builder, signature.args[0], args[0], args[1]))
-        undefined = ir.Constant(_FLOATS, ir.Undefined)
-        first = builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
-        return builder.shuffle_vector(
-            first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-        )
-
-    return _vector(array, types.int64), codegen
-
-
-@intrinsic
-def _fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
-    """``x * y + z``, lane by lane."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        function_type = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.v{LANES}f32")
-        return builder.call(function, args)
-
-    return _vector(_vector, _vector, _vector), codegen
-
-
-@intrinsic
-def _marks(typing_context: Any, low: Any, high: Any, own: Any, x: Any) -> Any:
-    """-1 in the lanes where ``low <= x < high`` and ``x != own``, 0 elsewhere."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        low, high, own, x = args
-        within = builder.and_(builder.fcmp_ordered("<=", low, x), builder.fcmp_ordered("<", x, high))
-        marked = builder.and_(within, builder.fcmp_ordered("!=", x, own))
-        return builder.select(
-            marked, ir.Constant(_FLOATS, [-1.0] * LANES), ir.Constant(_FLOATS, [0.0] * LANES)
-        )
-
-    return _vector(_vector, _vector, _vector, _vector), codegen
-
-
-@intrinsic
-def _take_tile(
-    typing_context: Any,
-    turned: Any,
-    turned_at: Any,
-    turned_step: Any,
-    copy: Any,
-    copy_at: Any,
-    width: Any,
-    table: Any,
-    rows_at: Any,
-    first: Any,
-    column: Any,
-) -> Any:
-    """LANES x LANES floats out of a table, once as they are and once transposed.
-
-    With x[i, j] = table[rows_at[first + i] + column + j]: ``copy[copy_at + i * width + j] = x[i, j]``
-    and ``turned[turned_at + j * turned_step + i] = x[i, j]``.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        turned, turned_at, turned_step, copy, copy_at, width, table, rows_at, first, column = args
-
-        def vector_at(position: int, array: Any, offset: Any) -> Any:
-            address = _address(context, builder, signature.args[position], array, offset)
-            return builder.bitcast(address, _FLOATS.as_pointer())
-
-        tile = []
-        for i in range(LANES):
-            row = builder.add(first, ir.Constant(first.type, i))
-            offset = builder.load(_address(context, builder, signature.args[7], rows_at, row))
-            load = builder.load(vector_at(6, table, builder.add(offset, column)))
-            load.align = 4
-            builder.store(load, vector_at(3, copy, copy_at)).align = 4
-            copy_at = builder.add(copy_at, width)
-            tile.append(load)
-        # A butterfly: each pass interleaves rows that lie half a tile apart.
-        picks = [
-            [k for i in range(LANES // 2) for k in (i + half, i + half + LANES)] for half in (0, LANES // 2)
-        ]
-        low, high = (ir.Constant(ir.VectorType(_INT32, LANES), pick) for pick in picks)
-        for _ in range(LANES.bit_length() - 1):
-            pairs = zip(tile[: LANES // 2], tile[LANES // 2 :], strict=True)
-            tile = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
-        for row in tile:
-            builder.store(row, vector_at(0, turned, turned_at)).align = 4
-            turned_at = builder.add(turned_at, turned_step)
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(
-        turned, integer, integer, copy, integer, integer, table, rows_at, integer, integer
-    ), codegen
-
-
-@intrinsic
-def _sum_lanes(
-    typing_context: Any,
-    a0: Any,
-    a1: Any,
-    a2: Any,
-    a3: Any,
-    a4: Any,
-    a5: Any,
-    a6: Any,
-    a7: Any,
-    a8: Any,
-    a9: Any,
-    a10: Any,
-    a11: Any,
-    a12: Any,
-    a13: Any,
-    a14: Any,
-    a15: Any,
-) -> Any:
-    """The vector of the sums over the lanes of LANES vectors, in their order."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums = list(args)
-        # Each pass folds two vectors into one: left halves of their stretches onto right halves.
-        while len(sums) > 1:
-            half = len(sums) // 2
-            stretches = range(0, LANES, len(sums))
-            left = [lane + at for at in stretches for lane in (*range(half), *range(LANES, LANES + half))]
-            lanes_type = ir.VectorType(_INT32, LANES)
-            picks = (ir.Constant(lanes_type, left), ir.Constant(lanes_type, [lane + half for lane in left]))
-            sums = [
-                builder.fadd(*(builder.shuffle_vector(a, b, pick) for pick in picks))
-                for a, b in zip(sums[:half], sums[half:], strict=True)
-            ]
-        return sums[0]
-
-    return _vector(*[_vector] * LANES), codegen
-
-
-@intrinsic
-def _store_rows(typing_context: Any, array: Any, offset: Any, step: Any, value: Any) -> Any:
-    """Write a vector as DOTS rows of DOTS floats, ``step`` apart."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array, offset, step, value = args
-        row_type = ir.VectorType(ir.FloatType(), DOTS)
-        for first in range(0, LANES, DOTS):
-            pick = ir.Constant(ir.VectorType(_INT32, DOTS), list(range(first, first + DOTS)))
-            address = _address(context, builder, signature.args[0], array, offset)
-            row = builder.shuffle_vector(value, value, pick)
-            builder.store(row, builder.bitcast(address, row_type.as_pointer())).align = 4
-            offset = builder.add(offset, step)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64, _vector), codegen
-
-
-@intrinsic
-def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Ask for the cache line at ``offset`` of the flat array, into the second-level cache.
-
-    The tiles of a group fill the first level; rows that come too early would push them out.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = _address(context, builder, signature.args[0], args[0], args[1])
-        pointer = ir.IntType(8).as_pointer()
-        function_type = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        read, level_2, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))
-        builder.call(function, [builder.bitcast(address, pointer), read, level_2, data])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), codegen
 
 
 @intrinsic
@@ -358,102 +125,197 @@ def _log(y: np.float32) -> np.float32:
 # --- products of tiles --------------------------------------------------------------------------
 
 
-@nb.njit(**_FAST)
-def _add_tile_6(
-    table: Any,
-    table_at: Any,
-    r: int,
-    n: int,
-    rate: Any,
-    slopes: Any,
-    by_row: int,
-    by_k: int,
-    rows: Any,
-    rows_at: Any,
-    n_k: int,
-    width: int,
-) -> None:
-    """The rows ``r`` to ``r + n`` of :func:`_add_product`, for n <= 6."""
-    zero = _splat(np.float32(0.0))
-    step = _splat(rate)
-    t0 = table_at[r]
-    t1 = table_at[r + 1]
-    t2 = table_at[r + 2]
-    t3 = table_at[r + 3]
-    t4 = table_at[r + 4]
-    t5 = table_at[r + 5]
-    for d in range(0, width, LANES):
-        a0 = zero
-        a1 = zero
-        a2 = zero
-        a3 = zero
-        a4 = zero
-        a5 = zero
-        c = r * by_row
-        for k in range(n_k):
-            x = _load(rows, rows_at[k] + d)
-            a0 = _fma(_broadcast(slopes, c), x, a0)
-            a1 = _fma(_broadcast(slopes, c + by_row), x, a1)
-            a2 = _fma(_broadcast(slopes, c + 2 * by_row), x, a2)
-            a3 = _fma(_broadcast(slopes, c + 3 * by_row), x, a3)
-            a4 = _fma(_broadcast(slopes, c + 4 * by_row), x, a4)
-            a5 = _fma(_broadcast(slopes, c + 5 * by_row), x, a5)
-            c += by_k
-        _store(table, t0 + d, _fma(step, a0, _load(table, t0 + d)))
-        if n > 1:
-            _store(table, t1 + d, _fma(step, a1, _load(table, t1 + d)))
-        if n > 2:
-            _store(table, t2 + d, _fma(step, a2, _load(table, t2 + d)))
-        if n > 3:
-            _store(table, t3 + d, _fma(step, a3, _load(table, t3 + d)))
-        if n > 4:
-            _store(table, t4 + d, _fma(step, a4, _load(table, t4 + d)))
-        if n > 5:
-            _store(table, t5 + d, _fma(step, a5, _load(table, t5 + d)))
+def _add_tile(n_rows: int) -> Any:
+    """An intrinsic: the rows ``r`` to ``r + n_rows`` of :func:`_add_product`, all columns.
+
+    LANES columns at a time are summed in ``n_rows`` accumulators, the micro-kernel of a GEMM.
+    """
+
+    @intrinsic
+    def add_tile(
+        typing_context: Any,
+        table: Any,
+        table_at: Any,
+        r: Any,
+        slopes: Any,
+        by_row: Any,
+        by_k: Any,
+        rows: Any,
+        rows_at: Any,
+        n_k: Any,
+        width: Any,
+        soon: Any,
+        first: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            table, table_at, r, slopes, by_row, by_k, rows, rows_at, n_k, width, soon, first = args
+            at = _Places(context, builder, signature.args)
+            tops = [at.offset(1, table_at, builder.add(r, _int(i))) for i in range(n_rows)]
+            tops = [at.address(0, table, top) for top in tops]
+            slope = at.address(3, slopes, builder.mul(r, by_row))
+            slope_rows = [slope]
+            for _ in range(n_rows - 1):
+                slope_rows.append(builder.gep(slope_rows[-1], [by_row]))
+            sums = [cgutils.alloca_once(builder, _FLOATS) for _ in range(n_rows)]
+            source = at.address(6, rows, _int(0))
+            coming = [at.offset(10, soon, builder.add(first, builder.add(r, _int(i)))) for i in range(n_rows)]
+            coming = [builder.inttoptr(one, ir.FloatType().as_pointer()) for one in coming]
+            with cgutils.for_range_slice(builder, _int(0), width, _int(LANES)) as (d, _):
+                for one in sums:
+                    builder.store(ir.Constant(_FLOATS, [0.0] * LANES), one)
+                for one in coming:
+                    at.prefetch(builder.gep(one, [d]))
+                column = builder.gep(source, [d])
+                with cgutils.for_range(builder, n_k) as loop:
+                    x = at.load(builder.gep(column, [at.offset(7, rows_at, loop.index)]), _FLOATS)
+                    place = builder.mul(loop.index, by_k)
+                    for one, base in zip(sums, slope_rows, strict=True):
+                        weight = at.splat(builder.load(builder.gep(base, [place])), LANES)
+                        builder.store(at.fma(weight, x, builder.load(one)), one)
+                for one, top in zip(sums, tops, strict=True):  # in turn: a row may be named twice
+                    to = builder.gep(top, [d])
+                    at.store(builder.fadd(at.load(to, _FLOATS), builder.load(one)), to)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            table, table_at, integer, slopes, integer, integer, rows, rows_at, integer, integer, soon, integer
+        ), codegen
+
+    return add_tile
 
 
-@nb.njit(**_FAST)
-def _add_tile_4(
-    table: Any,
-    table_at: Any,
-    r: int,
-    n: int,
-    rate: Any,
-    slopes: Any,
-    by_row: int,
-    by_k: int,
-    rows: Any,
-    rows_at: Any,
-    n_k: int,
-    width: int,
-) -> None:
-    """The rows ``r`` to ``r + n`` of :func:`_add_product`, for n <= 4."""
-    zero = _splat(np.float32(0.0))
-    step = _splat(rate)
-    t0 = table_at[r]
-    t1 = table_at[r + 1]
-    t2 = table_at[r + 2]
-    t3 = table_at[r + 3]
-    for d in range(0, width, LANES):
-        a0 = zero
-        a1 = zero
-        a2 = zero
-        a3 = zero
-        c = r * by_row
-        for k in range(n_k):
-            x = _load(rows, rows_at[k] + d)
-            a0 = _fma(_broadcast(slopes, c), x, a0)
-            a1 = _fma(_broadcast(slopes, c + by_row), x, a1)
-            a2 = _fma(_broadcast(slopes, c + 2 * by_row), x, a2)
-            a3 = _fma(_broadcast(slopes, c + 3 * by_row), x, a3)
-            c += by_k
-        _store(table, t0 + d, _fma(step, a0, _load(table, t0 + d)))
-        if n > 1:
-            _store(table, t1 + d, _fma(step, a1, _load(table, t1 + d)))
-        if n > 2:
-            _store(table, t2 + d, _fma(step, a2, _load(table, t2 + d)))
-        if n > 3:
-            _store(table, t3 + d, _fma(step, a3, _load(table, t3 + d)))
+def _dot_tile(n_rows: int, keep: bool) -> Any:
+    """An intrinsic: rows ``r`` to ``r + n_rows`` with targets ``t`` to ``t + DOTS`` of :func:`_scores`.
+
+    With ``keep`` the rows are copied as they pass by, which costs next to nothing here.
+    """
+
+    @intrinsic
+    def dot_tile(
+        typing_context: Any,
+        out: Any,
+        rows: Any,
+        rows_at: Any,
+        r: Any,
+        table: Any,
+        table_at: Any,
+        t: Any,
+        lanes: Any,
+        width: Any,
+        kept: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            out, rows, rows_at, r, table, table_at, t, lanes, width, kept = args
+            at = _Places(context, builder, signature.args)
+            lefts = [at.offset(2, rows_at, builder.add(r, _int(i))) for i in range(n_rows)]
+            lefts = [at.address(1, rows, left) for left in lefts]
+            rights = [at.offset(5, table_at, builder.add(t, _int(i))) for i in range(DOTS)]
+            rights = [at.address(4, table, right) for right in rights]
+            vector = ir.VectorType(ir.FloatType(), DOT_LANES)
+            sums = [[cgutils.alloca_once(builder, vector) for _ in range(DOTS)] for _ in range(n_rows)]
+            for row in sums:
+                for one in row:
+                    builder.store(ir.Constant(vector, [0.0] * DOT_LANES), one)
+            with cgutils.for_range_slice(builder, _int(0), width, _int(DOT_LANES)) as (d, _):
+                ys = [at.load(builder.gep(left, [d]), vector) for left in lefts]
+                if keep:
+                    place = builder.add(builder.mul(r, width), d)
+                    for y in ys:
+                        at.store(y, at.address(9, kept, place))
+                        place = builder.add(place, width)
+                for column, right in enumerate(rights):
+                    x = at.load(builder.gep(right, [d]), vector)
+                    for y, row in zip(ys, sums, strict=True):
+                        builder.store(at.fma(y, x, builder.load(row[column])), row[column])
+            for i, row in enumerate(sums):
+                place = builder.add(builder.mul(builder.add(r, _int(i)), lanes), t)
+                at.store(at.sums([builder.load(one) for one in row]), at.address(0, out, place))
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            out, rows, rows_at, integer, table, table_at, integer, integer, integer, kept
+        ), codegen
+
+    return dot_tile
+
+
+class _Places:
+    """What the tiles are written with: addresses in flat arrays and values of LLVM's vector types."""
+
+    def __init__(self, context: Any, builder: Any, arg_types: Any) -> None:
+        self._context, self._builder, self._types = context, builder, arg_types
+
+    def address(self, position: int, array: Any, offset: Any) -> Any:
+        """Of element ``offset`` of the argument at ``position``."""
+        return _address(self._context, self._builder, self._types[position], array, offset)
+
+    def offset(self, position: int, array: Any, index: Any) -> Any:
+        """The integer at ``index`` of the argument at ``position``."""
+        return self._builder.load(self.address(position, array, index))
+
+    def load(self, address: Any, vector: Any) -> Any:
+        value = self._builder.load(self._builder.bitcast(address, vector.as_pointer()))
+        value.align = 4
+        return value
+
+    def store(self, value: Any, address: Any) -> None:
+        self._builder.store(value, self._builder.bitcast(address, value.type.as_pointer())).align = 4
+
+    def prefetch(self, address: Any) -> None:
+        """Ask for a cache line, into the second level: the tiles of a group fill the first."""
+        pointer = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(self._builder.module, function_type, "llvm.prefetch.p0")
+        read, level_2, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))
+        self._builder.call(function, [self._builder.bitcast(address, pointer), read, level_2, data])
+
+    def splat(self, x: Any, lanes: int) -> Any:
+        undefined = ir.Constant(ir.VectorType(ir.FloatType(), lanes), ir.Undefined)
+        first = self._builder.insert_element(undefined, x, ir.Constant(_INT32, 0))
+        return self._builder.shuffle_vector(first, undefined, _lanes([0] * lanes))
+
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
+        vector = x.type
+        function = cgutils.get_or_insert_function(
+            self._builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f32"
+        )
+        return self._builder.call(function, [x, y, z])
+
+    def sums(self, values: list[Any]) -> Any:
+        """The sums over the lanes of DOTS vectors, as one vector of DOTS lanes."""
+        n = values[0].type.count
+        # Within each quarter of four lanes first: shuffles across them are slow.
+        for order, step in (([0, n, 1, n + 1], 2), ([0, 1, n, n + 1], 2)):
+            left = [at + lane for at in range(0, n, DOTS) for lane in order]
+            values = [
+                self._fold(a, b, left, [lane + step for lane in left])
+                for a, b in zip(values[::2], values[1::2], strict=True)
+            ]
+        (total,) = values
+        while total.type.count > DOTS:
+            half = total.type.count // 2
+            total = self._fold(total, total, list(range(half)), list(range(half, 2 * half)))
+        return total
+
+    def _fold(self, a: Any, b: Any, left: list[int], right: list[int]) -> Any:
+        pick = self._builder.shuffle_vector
+        return self._builder.fadd(pick(a, b, _lanes(left)), pick(a, b, _lanes(right)))
+
+
+def _int(value: int) -> Any:
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _lanes(order: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(_INT32, len(order)), order)
+
+
+_add_tile_1, _add_tile_2, _add_tile_3 = (_add_tile(n) for n in (1, 2, 3))
+_add_tile_4, _add_tile_5, _add_tile_6 = (_add_tile(n) for n in (4, 5, ROWS))
+_dot_tile_1, _dot_tile_2, _dot_tile_3, _dot_tile_4 = (_dot_tile(n, False) for n in range(1, 5))
+_keep_tile_1, _keep_tile_2, _keep_tile_3, _keep_tile_4 = (_dot_tile(n, True) for n in range(1, 5))
 
 
 @nb.njit(**_FAST)
@@ -461,7 +323,6 @@ def _add_product(
     table: Any,
     table_at: Any,
     n_rows: int,
-    rate: Any,
     slopes: Any,
     by_row: int,
     by_k: int,
@@ -469,99 +330,32 @@ def _add_product(
     rows_at: Any,
     n_k: int,
     width: int,
+    soon: Any,
+    first: int,
 ) -> None:
-    """``table[r] += rate * sum over k < n_k of slopes[r * by_row + k * by_k] * rows[k]``.
+    """``table[r] += sum over k < n_k of slopes[r * by_row + k * by_k] * rows[k]``.
+
+    While row r moves, the row at the address ``soon[first + r]`` is prefetched.
 
     Rows begin at the offsets ``table_at[r]`` and ``rows_at[k]`` of the flat arrays. Row after row
     within a tile, so that a row named twice gets both sums.
     """
     r = 0
-    while r < n_rows:
-        left = n_rows - r
-        if left <= 4 or 7 <= left <= 8:
-            _add_tile_4(table, table_at, r, left, rate, slopes, by_row, by_k, rows, rows_at, n_k, width)
-            r += 4
+    for tiles in range((n_rows + ROWS - 1) // ROWS, 0, -1):  # as even as they can be
+        n = (n_rows - r + tiles - 1) // tiles
+        if n == 6:
+            _add_tile_6(table, table_at, r, slopes, by_row, by_k, rows, rows_at, n_k, width, soon, first)
+        elif n == 5:
+            _add_tile_5(table, table_at, r, slopes, by_row, by_k, rows, rows_at, n_k, width, soon, first)
+        elif n == 4:
+            _add_tile_4(table, table_at, r, slopes, by_row, by_k, rows, rows_at, n_k, width, soon, first)
+        elif n == 3:
+            _add_tile_3(table, table_at, r, slopes, by_row, by_k, rows, rows_at, n_k, width, soon, first)
+        elif n == 2:
+            _add_tile_2(table, table_at, r, slopes, by_row, by_k, rows, rows_at, n_k, width, soon, first)
         else:
-            _add_tile_6(table, table_at, r, left, rate, slopes, by_row, by_k, rows, rows_at, n_k, width)
-            r += 6
-
-
-@nb.njit(**_FAST)
-def _score_tile_6(
-    out: Any, rows: Any, rows_at: Any, r: int, turned: Any, t: int, lanes: int, d_from: int, n_d: int
-) -> None:
-    """6 rows from ``r`` on and LANES columns from ``t`` on of :func:`_scores`."""
-    zero = _splat(np.float32(0.0))
-    a0 = zero
-    a1 = zero
-    a2 = zero
-    a3 = zero
-    a4 = zero
-    a5 = zero
-    at = r * lanes + t
-    if d_from:
-        a0 = _load(out, at)
-        a1 = _load(out, at + lanes)
-        a2 = _load(out, at + 2 * lanes)
-        a3 = _load(out, at + 3 * lanes)
-        a4 = _load(out, at + 4 * lanes)
-        a5 = _load(out, at + 5 * lanes)
-    t0 = rows_at[r] + d_from
-    t1 = rows_at[r + 1] + d_from
-    t2 = rows_at[r + 2] + d_from
-    t3 = rows_at[r + 3] + d_from
-    t4 = rows_at[r + 4] + d_from
-    t5 = rows_at[r + 5] + d_from
-    column = t
-    for d in range(n_d):
-        x = _load(turned, column)
-        a0 = _fma(_broadcast(rows, t0 + d), x, a0)
-        a1 = _fma(_broadcast(rows, t1 + d), x, a1)
-        a2 = _fma(_broadcast(rows, t2 + d), x, a2)
-        a3 = _fma(_broadcast(rows, t3 + d), x, a3)
-        a4 = _fma(_broadcast(rows, t4 + d), x, a4)
-        a5 = _fma(_broadcast(rows, t5 + d), x, a5)
-        column += lanes
-    _store(out, at, a0)
-    _store(out, at + lanes, a1)
-    _store(out, at + 2 * lanes, a2)
-    _store(out, at + 3 * lanes, a3)
-    _store(out, at + 4 * lanes, a4)
-    _store(out, at + 5 * lanes, a5)
-
-
-@nb.njit(**_FAST)
-def _score_tile_4(
-    out: Any, rows: Any, rows_at: Any, r: int, turned: Any, t: int, lanes: int, d_from: int, n_d: int
-) -> None:
-    """4 rows from ``r`` on and LANES columns from ``t`` on of :func:`_scores`."""
-    zero = _splat(np.float32(0.0))
-    a0 = zero
-    a1 = zero
-    a2 = zero
-    a3 = zero
-    at = r * lanes + t
-    if d_from:
-        a0 = _load(out, at)
-        a1 = _load(out, at + lanes)
-        a2 = _load(out, at + 2 * lanes)
-        a3 = _load(out, at + 3 * lanes)
-    t0 = rows_at[r] + d_from
-    t1 = rows_at[r + 1] + d_from
-    t2 = rows_at[r + 2] + d_from
-    t3 = rows_at[r + 3] + d_from
-    column = t
-    for d in range(n_d):
-        x = _load(turned, column)
-        a0 = _fma(_broadcast(rows, t0 + d), x, a0)
-        a1 = _fma(_broadcast(rows, t1 + d), x, a1)
-        a2 = _fma(_broadcast(rows, t2 + d), x, a2)
-        a3 = _fma(_broadcast(rows, t3 + d), x, a3)
-        column += lanes
-    _store(out, at, a0)
-    _store(out, at + lanes, a1)
-    _store(out, at + 2 * lanes, a2)
-    _store(out, at + 3 * lanes, a3)
+            _add_tile_1(table, table_at, r, slopes, by_row, by_k, rows, rows_at, n_k, width, soon, first)
+        r += n
 
 
 @nb.njit(**_FAST)
@@ -570,142 +364,37 @@ def _scores(
     rows: Any,
     rows_at: Any,
     n_rows: int,
-    target: Any,
     table: Any,
     table_at: Any,
-    turned: Any,
     lanes: int,
     width: int,
+    kept: Any,
 ) -> None:
-    """``target[t] = table[t]`` and ``out[r, t] = rows[r] . target[t]`` for ``lanes`` targets.
+    """``out[r * lanes + t] = rows[r] . table[t]`` for ``lanes`` targets, and ``kept[r] = rows[r]``.
 
-    Rows begin at the offsets ``rows_at[r]`` and ``table_at[t]``. The targets are turned a stretch of
-    CHUNK columns at a time, so that what is worked on stays in the first-level cache.
+    Rows begin at the offsets ``rows_at[r]`` and ``table_at[t]`` of the flat arrays, in ``kept`` at
+    ``r * width``.
     """
-    for d_from in range(0, width, CHUNK):
-        n_d = min(CHUNK, width - d_from)
-        for t in range(0, lanes, LANES):
-            for d in range(0, n_d, LANES):
-                _take_tile(
-                    turned,
-                    d * lanes + t,
-                    lanes,
-                    target,
-                    t * width + d_from + d,
-                    width,
-                    table,
-                    table_at,
-                    t,
-                    d_from + d,
-                )
-        for t in range(0, lanes, LANES):
-            r = 0
-            while r < n_rows:
-                left = n_rows - r
-                if left <= 4 or 7 <= left <= 8:
-                    _score_tile_4(out, rows, rows_at, r, turned, t, lanes, d_from, n_d)
-                    r += 4
-                else:
-                    _score_tile_6(out, rows, rows_at, r, turned, t, lanes, d_from, n_d)
-                    r += 6
-
-
-@nb.njit(**_FAST)
-def _dot_tile(
-    out: Any,
-    rows: Any,
-    rows_at: Any,
-    r: int,
-    target: Any,
-    table: Any,
-    table_at: Any,
-    t: int,
-    copy: bool,
-    lanes: int,
-    width: int,
-) -> None:
-    """Rows ``r`` to ``r + DOTS`` with targets ``t`` to ``t + DOTS`` of :func:`_scores_by_dots`."""
-    zero = _splat(np.float32(0.0))
-    a00 = zero
-    a01 = zero
-    a02 = zero
-    a03 = zero
-    a10 = zero
-    a11 = zero
-    a12 = zero
-    a13 = zero
-    a20 = zero
-    a21 = zero
-    a22 = zero
-    a23 = zero
-    a30 = zero
-    a31 = zero
-    a32 = zero
-    a33 = zero
-    r0 = rows_at[r]
-    r1 = rows_at[r + 1]
-    r2 = rows_at[r + 2]
-    r3 = rows_at[r + 3]
-    t0 = table_at[t]
-    t1 = table_at[t + 1]
-    t2 = table_at[t + 2]
-    t3 = table_at[t + 3]
-    to = np.int64(t) * width
-    for d in range(0, width, LANES):
-        x0 = _load(table, t0 + d)
-        x1 = _load(table, t1 + d)
-        x2 = _load(table, t2 + d)
-        x3 = _load(table, t3 + d)
-        if copy:
-            _store(target, to + d, x0)
-            _store(target, to + width + d, x1)
-            _store(target, to + 2 * width + d, x2)
-            _store(target, to + 3 * width + d, x3)
-        y = _load(rows, r0 + d)
-        a00 = _fma(y, x0, a00)
-        a01 = _fma(y, x1, a01)
-        a02 = _fma(y, x2, a02)
-        a03 = _fma(y, x3, a03)
-        y = _load(rows, r1 + d)
-        a10 = _fma(y, x0, a10)
-        a11 = _fma(y, x1, a11)
-        a12 = _fma(y, x2, a12)
-        a13 = _fma(y, x3, a13)
-        y = _load(rows, r2 + d)
-        a20 = _fma(y, x0, a20)
-        a21 = _fma(y, x1, a21)
-        a22 = _fma(y, x2, a22)
-        a23 = _fma(y, x3, a23)
-        y = _load(rows, r3 + d)
-        a30 = _fma(y, x0, a30)
-        a31 = _fma(y, x1, a31)
-        a32 = _fma(y, x2, a32)
-        a33 = _fma(y, x3, a33)
-    sums = _sum_lanes(
-        a00, a01, a02, a03, a10, a11, a12, a13, a20, a21, a22, a23, a30, a31, a32, a33
-    )  # fmt: skip
-    _store_rows(out, r * lanes + t, lanes, sums)
-
-
-@nb.njit(**_FAST)
-def _scores_by_dots(
-    out: Any,
-    rows: Any,
-    rows_at: Any,
-    n_rows: int,
-    target: Any,
-    target_at: Any,
-    table: Any,
-    table_at: Any,
-    lanes: int,
-    width: int,
-) -> None:
-    """What :func:`_scores` does, by dot products; ``target_at[t]`` is ``t * width``."""
-    for t in range(0, lanes, DOTS):
-        _dot_tile(out, rows, rows_at, 0, target, table, table_at, t, True, lanes, width)
-    for r in range(DOTS, n_rows, DOTS):
-        for t in range(0, lanes, DOTS):
-            _dot_tile(out, rows, rows_at, r, target, target, target_at, t, False, lanes, width)
+    r = 0
+    for tiles in range((n_rows + DOT_ROWS - 1) // DOT_ROWS, 0, -1):  # as even as they can be
+        n = (n_rows - r + tiles - 1) // tiles
+        if n == 4:
+            _keep_tile_4(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
+            for t in range(DOTS, lanes, DOTS):
+                _dot_tile_4(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
+        elif n == 3:
+            _keep_tile_3(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
+            for t in range(DOTS, lanes, DOTS):
+                _dot_tile_3(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
+        elif n == 2:
+            _keep_tile_2(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
+            for t in range(DOTS, lanes, DOTS):
+                _dot_tile_2(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
+        else:
+            _keep_tile_1(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
+            for t in range(DOTS, lanes, DOTS):
+                _dot_tile_1(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
+        r += n
 
 
 @nb.njit(**_FAST)
@@ -716,18 +405,11 @@ def _floats(n: int) -> Any:
     return block[skip : skip + n]
 
 
-@nb.njit(**_FAST)
-def _prefetch_row(table: Any, row: int, width: int) -> None:
-    at = np.int64(row) * width
-    for d in range(0, width, LANES):
-        _prefetch(table, at + d)
-
-
 # --- skip-gram, negatives shared by a group -----------------------------------------------------
 
 
 @nb.njit(**_FAST)
-def _slopes(scores: Any, weights: Any, n: int) -> Any:
+def _slopes(scores: Any, weights: Any, n: int, rate: Any) -> Any:
     """Turn scores into slopes in place; the loss and the sum of the scores.
 
     A weight w > 0 marks a negative (loss ``w softplus(x)``), w < 0 a positive (``-w softplus(-x)``);
@@ -742,34 +424,32 @@ def _slopes(scores: Any, weights: Any, n: int) -> Any:
         signed = x if w > np.float32(0.0) else -x
         e = _exp(min(max(signed, np.float32(-30.0)), np.float32(30.0)))
         loss += abs(w) * _log(np.float32(1.0) + e)
-        scores[k] = -w * e / (np.float32(1.0) + e)
+        scores[k] = -rate * w * e / (np.float32(1.0) + e)
     return loss, total
 
 
 @nb.njit(**_FAST)
-def _open_targets(
-    thinned: Any, slopes: Any, target_at: Any, n_targets: int, span: int, lanes: int, fixed_end: int
-) -> int:
-    """Move the targets at offsets from ``fixed_end`` on together, their slopes into ``thinned``; how many."""
-    n = 0
-    for t in range(n_targets):
-        if target_at[t] >= fixed_end:
-            target_at[n] = target_at[t]
-            for c in range(span):
-                thinned[c * lanes + n] = slopes[c * lanes + t]
-            n += 1
-    return n
-
-
-@nb.njit(**_FAST)
-def _open_contexts(slopes: Any, context_at: Any, span: int, lanes: int, fixed_end: int) -> int:
-    """Move the contexts at offsets from ``fixed_end`` on together, and their slopes with them; how many."""
+def _open_contexts(thinned: Any, slopes: Any, context_at: Any, span: int, lanes: int, fixed_end: int) -> int:
+    """Move the contexts at offsets from ``fixed_end`` on together, their slopes to ``thinned``; how many."""
     n = 0
     for c in range(span):
         if context_at[c] >= fixed_end:
             context_at[n] = context_at[c]
             for t in range(lanes):
-                slopes[n * lanes + t] = slopes[c * lanes + t]
+                thinned[n * lanes + t] = slopes[c * lanes + t]
+            n += 1
+    return n
+
+
+@nb.njit(**_FAST)
+def _open_targets(slopes: Any, target_at: Any, n_targets: int, span: int, lanes: int, fixed_end: int) -> int:
+    """Move the targets at offsets from ``fixed_end`` on together, and their slopes with them; how many."""
+    n = 0
+    for t in range(n_targets):
+        if target_at[t] >= fixed_end:
+            target_at[n] = target_at[t]
+            for c in range(span):
+                slopes[c * lanes + n] = slopes[c * lanes + t]
             n += 1
     return n
 
@@ -790,6 +470,8 @@ def skipgram_shared(
     width = inputs.shape[1]
     inputs = inputs.reshape(-1)
     outputs = outputs.reshape(-1)
+    inputs_at = np.int64(inputs.ctypes.data)
+    outputs_at = np.int64(outputs.ctypes.data)
     window = step.window
     share = step.share
     pool = step.pool
@@ -798,8 +480,7 @@ def skipgram_shared(
     # Buffers have spare rows, because products work on whole register tiles.
     lanes = (pool + share + LANES - 1) // LANES * LANES
     most = share + 2 * window + ROWS
-    target = _floats((lanes + ROWS) * width)  # the negatives, then the centres
-    turned = _floats(CHUNK * lanes)
+    contexts = _floats(most * width)  # as they were, for the update of the targets
     weights = _floats(most * lanes)
     slopes = _floats(most * lanes + ROWS)
     thinned = _floats(most * lanes + ROWS)
@@ -812,8 +493,10 @@ def skipgram_shared(
     target_id = np.zeros(lanes, np.int32)
     # Where rows begin in the flat tables; entries beyond those in use stay valid.
     context_at = np.zeros(most, np.int64)
+    soon = np.zeros(2 * (most + lanes), np.int64)  # addresses of rows
+    row_bytes = width * 4
     target_at = np.zeros(lanes + ROWS, np.int64)
-    tile_at = np.arange(lanes + ROWS) * width
+    kept_at = np.arange(most) * width
 
     kept_id = np.zeros(PIECE + ROWS, np.int32)
     kept_pos = np.empty(PIECE + 1, np.int64)
@@ -855,8 +538,6 @@ def skipgram_shared(
         n_drawn = 0
         for first in range(0, n_kept, share):
             last = min(first + share, n_kept)
-            for k in range(min(last + window, n_kept), min(last + share + window, n_kept)):
-                _prefetch_row(inputs, kept_id[k], width)
             # The context rows that the group's windows reach.
             low = first
             above = last
@@ -897,11 +578,12 @@ def skipgram_shared(
             held = np.float32(0.0)
             for c in range(span):
                 held += windows[c]
-                shares = _splat(held * weight)
-                at = _splat(np.float32(c))
-                for t in range(0, lanes, LANES):
-                    marks = _marks(_load(window_low, t), _load(window_high, t), _load(window_own, t), at)
-                    _store(weights, c * lanes + t, _fma(shares, _load(is_negative, t), marks))
+                shares = held * weight
+                at = np.float32(c)
+                row = weights[c * lanes : (c + 1) * lanes]
+                for t in range(lanes):  # bitwise, not 'and': a branch would keep it from being vectorised
+                    within = (window_low[t] <= at) & (at < window_high[t]) & (at != window_own[t])
+                    row[t] = shares * is_negative[t] - np.float32(within)
             for i in range(first, last):
                 same: Any = 0  # counted first: a branch for each would cost more than the rare repair
                 for n in range(pool):
@@ -913,35 +595,39 @@ def skipgram_shared(
                                 if c != i - low:
                                     weights[c * lanes + n] -= weight
 
-            if HAS_32_REGISTERS and width >= DOTS_FROM:
-                _scores_by_dots(
-                    slopes, inputs, context_at, span, target, tile_at, outputs, target_at, lanes, width
-                )
-            else:
-                _scores(slopes, inputs, context_at, span, target, outputs, target_at, turned, lanes, width)
-            for k in range(last, min(last + share, n_kept)):
-                _prefetch_row(outputs, kept_id[k], width)
-            loss, total = _slopes(slopes, weights, span * lanes)
+            _scores(slopes, inputs, context_at, span, outputs, target_at, lanes, width, contexts)
+            rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * kept_pos[first]))
+            loss, total = _slopes(slopes, weights, span * lanes, rate)
             loss_sum += loss
             score_sum += total
 
             # All slopes are known: the updates, from the contexts as they were and the copied targets.
-            rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * kept_pos[first]))
-            # Rows that are fixed have played their part by now and are left out of the products.
-            n_moved, moving = n_targets, slopes
-            if step.fixed_outputs > 0:
-                n_moved = _open_targets(
-                    thinned, slopes, target_at, n_targets, span, lanes, step.fixed_outputs * width
-                )
-                moving = thinned
-            _add_product(outputs, target_at, n_moved, rate, moving, 1, lanes, inputs, context_at, span, width)
+            # What the next group needs besides: its negatives, the contexts it adds, its centres.
+            n_soon = 0
             for n in range(n_drawn, n_drawn + pool):
-                _prefetch_row(outputs, negative_id[n], width)
-            n_moved = span
+                soon[n_soon] = outputs_at + np.int64(negative_id[n]) * row_bytes
+                n_soon += 1
+            for k in range(min(last + window, n_kept), min(last + share + window, n_kept)):
+                soon[n_soon] = inputs_at + np.int64(kept_id[k]) * row_bytes
+                n_soon += 1
+            for k in range(last, min(last + share, n_kept)):
+                soon[n_soon] = outputs_at + np.int64(kept_id[k]) * row_bytes
+                n_soon += 1
+            for n in range(n_soon, span + n_targets):
+                soon[n] = inputs_at
+            # Rows that are fixed have played their part by now and are left out of the products.
+            n_moved, moving = span, slopes
             if step.fixed_inputs > 0:
-                n_moved = _open_contexts(slopes, context_at, span, lanes, step.fixed_inputs * width)
+                n_moved = _open_contexts(thinned, slopes, context_at, span, lanes, step.fixed_inputs * width)
+                moving = thinned
             _add_product(
-                inputs, context_at, n_moved, rate, slopes, lanes, 1, target, tile_at, n_targets, width
+                inputs, context_at, n_moved, moving, lanes, 1, outputs, target_at, n_targets, width, soon, 0
+            )
+            n_moved = n_targets
+            if step.fixed_outputs > 0:
+                n_moved = _open_targets(slopes, target_at, n_targets, span, lanes, step.fixed_outputs * width)
+            _add_product(
+                outputs, target_at, n_moved, slopes, 1, lanes, contexts, kept_at, span, width, soon, span
             )
         piece_pos = piece_end
     stats[0] += loss_sum

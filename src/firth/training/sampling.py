@@ -74,19 +74,26 @@ def initial_inputs(rows: int, dim: int, spread: float, seed: int) -> npt.NDArray
     """
     table = zeros(rows, dim)
     key = stream_keys(seed, _INIT, 1)[0]
-    chunk = max(1, (1 << 20) // dim)
+    chunk = max(1, (1 << 15) // dim)  # the passes over a chunk stay in the cache
     for first in range(0, rows, chunk):
         end = min(first + chunk, rows)
         bits = _draw(key, np.arange(first * dim, end * dim, dtype=np.uint64))
-        unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24) - np.float32(0.5)
-        table[first:end, :dim] = (unit * np.float32(2 * spread / dim)).reshape(-1, dim)
+        bits >>= np.uint64(40)
+        unit = bits.astype(np.float32)
+        unit *= np.float32(2.0**-24)
+        unit -= np.float32(0.5)
+        unit *= np.float32(2 * spread / dim)
+        table[first:end, :dim] = unit.reshape(-1, dim)
     return table
 
 
 def _draw(key: Any, pos: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """``reference.draw`` for many places."""
-    z = pos * np.uint64(0x9E3779B97F4A7C15) + key
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    drawn: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return drawn
+    z = pos * np.uint64(0x9E3779B97F4A7C15)
+    z += key
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
