@@ -9,6 +9,7 @@ import torch
 import firth
 from firth.errors import SettingError
 from firth.nn import Embedding, EmbeddingBag, QuantizedEmbedding
+from firth.subwords import DenseRows, FastTextSubwords
 
 WORDS = ["hey", "there", "Paris", "lyon"]
 
@@ -41,6 +42,16 @@ def test_lower_case_is_the_second_try_only(vectors: firth.Vectors) -> None:
     np.testing.assert_array_equal(rows[1], vectors["Paris"])
     assert not rows[2].any() and not rows[3].any()  # "paris" and "nowhere" are not there
     assert not vectors.get_vecs_by_tokens("LYON").any()
+
+
+def test_words_that_only_subwords_know(vectors: firth.Vectors) -> None:
+    table = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
+    spelled = firth.Vectors(WORDS, vectors.vectors, subwords=FastTextSubwords(DenseRows(table), 2, 3))
+    found = spelled.get_vecs_by_tokens(["HEY", "unseen", "", "hey"])
+    np.testing.assert_array_equal(found[:2], spelled[["HEY", "unseen"]])
+    assert not found[2].any()
+    lowered = spelled.get_vecs_by_tokens(["HEY", "Unseen"], lower_case_backup=True)
+    np.testing.assert_array_equal(lowered, spelled[["hey", "Unseen"]])
 
 
 def test_what_is_no_token_is_refused(vectors: firth.Vectors) -> None:
@@ -104,6 +115,16 @@ def test_a_padding_row_that_does_not_fit_is_a_sentence(vectors: firth.Vectors) -
     with pytest.raises(SettingError, match="'lyon' is a key already, in row 3, and padding_idx is 0"):
         Embedding.from_vectors(vectors, padding="lyon", padding_idx=0)
     assert Embedding.from_vectors(vectors, padding="lyon", padding_idx=3).padding_idx == 3
+
+
+def test_vectors_without_keys_make_no_layer(vectors: firth.Vectors) -> None:
+    table = DenseRows(np.ones((7, 3), np.float32))
+    keyless = firth.Vectors([], np.zeros((0, 3)), subwords=FastTextSubwords(table, 2, 3))
+    with pytest.raises(
+        SettingError, match=r"no keys, only subwords; vectors\.vectors_for_all\(words\) has both"
+    ):
+        Embedding.from_vectors(keyless)
+    assert Embedding.from_vectors(keyless.vectors_for_all(["a", "b"])).weight.shape == (2, 3)
 
 
 # -- where the weight lies

@@ -58,10 +58,10 @@ class TorchNames(Queries):
                 f"get_vecs_by_tokens(): {wrong!r:.60} is no token; a str or a list is expected"
             )
         found = np.zeros((len(asked), self.dim), np.float32)
-        for place, token in enumerate(asked):
-            known = self.spelling(token, lower_case_backup)
-            if known is not None:
-                found[place] = self.get_vector(known)
+        spelled = [self.spelling(token, lower_case_backup) for token in asked]
+        places = [place for place, key in enumerate(spelled) if key is not None]
+        if places:
+            found[places] = self[[key for key in spelled if key is not None]]
         made = torch.from_numpy(found)
         return made[0] if isinstance(tokens, str) else made
 
