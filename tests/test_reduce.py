@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import firth
-from firth import quantize
+from firth import cli, quantize
 from firth.errors import FormatError, SettingError, ShapeError
 
 KINDS = ["int8", "float16"]
@@ -208,3 +208,48 @@ class TestQuantized:
         finally:
             tracemalloc.stop()
         assert loaded.vectors.nbytes <= peak <= 1.3 * loaded.vectors.nbytes
+
+
+class TestVerb:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        table().save(tmp_path / "a.safetensors")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    def test_does_all_in_order(self, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--remove-top", "1", "--dim", "6", "--truncate", "4", "--storage", "int8"]
+        assert cli.run(["reduce", "a.safetensors", "-o", "b.safetensors", *options]) == 0
+        assert "300 vectors of 4, stored as int8 written to b.safetensors" in capsys.readouterr().err
+        found = firth.Vectors.load("b.safetensors")
+        expected = table().all_but_the_top(1).reduce(6).truncate(4).quantized("int8")
+        assert np.array_equal(found.vectors, expected.vectors) and found.storage == "int8"
+
+    def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.run(["reduce", "a.safetensors", "-o", "b.txt", "--dim", "2", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["dim"] == 2 and facts["storage"] == "float32" and "reduce" in facts["changes"][0]
+
+    @pytest.mark.parametrize(
+        ("arguments", "part"),
+        [
+            ([], "needs --remove-top, --dim, --truncate or --storage"),
+            (["--dim", "13"], "dim is 13; 1 to 12 is possible"),
+            (["--dim", "0"], "--dim must be at least 1"),
+            (["--remove-top", "12"], "n is 12; 0 to 11"),
+            (["--storage", "int4"], "--storage is 'int4'"),
+            (["--storage", "int8", "--format", "glove"], "--storage int8 is for safetensors; glove"),
+        ],
+    )
+    def test_refusals(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], part: str
+    ) -> None:
+        assert cli.run(["reduce", "a.safetensors", "-o", "b", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert not out and part in err and not (folder / "b").exists()
+
+    def test_not_over_the_input(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = (folder / "a.safetensors").read_bytes()
+        assert cli.run(["reduce", "a.safetensors", "-o", "./a.safetensors", "--dim", "2"]) == 2
+        assert "one of the files that are read" in capsys.readouterr().err
+        assert (folder / "a.safetensors").read_bytes() == before

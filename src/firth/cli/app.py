@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import firth
-from firth.cli import align, analogy, compare, convert, evaluate, info, merge, similar, train, video
+from firth.cli import align, analogy, compare, convert, evaluate, info, merge, reduce, similar, train, video
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -19,6 +19,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "align": align.align,
     "merge": merge.merge,
+    "reduce": reduce.reduce,
     "convert": convert.convert,
     "info": info.info,
 }
