@@ -8,6 +8,7 @@ Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 from collections.abc import Iterable
@@ -56,11 +57,7 @@ def read_shape(path: Path) -> Shape:
     except OSError as error:
         raise storage_error(error, path, "read") from error
     try:
-        version = npy_format.read_magic(file)
-        if version == (1, 0):
-            shape, by_columns, dtype = npy_format.read_array_header_1_0(file)
-        else:
-            shape, by_columns, dtype = npy_format.read_array_header_2_0(file)
+        shape, by_columns, dtype = _parse(file)
     except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
         raise FormatError(f"{path}: the header of the array is cut or damaged ({reason})") from error
@@ -80,6 +77,24 @@ def read_shape(path: Path) -> Shape:
             f"{begin + rows * dim * dtype.itemsize:,} bytes, and the file has {size:,}; it is cut or damaged"
         )
     return Shape(rows, dim, dtype, by_columns, begin)
+
+
+def _parse(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and dtype. By hand: numpy's reader has many ways to fail."""
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ValueError("it does not begin as one")
+    width = 2 if file.read(2)[:1] == b"\x01" else 4
+    length = int.from_bytes(file.read(width), "little")
+    text = file.read(length)
+    if len(text) < length:
+        raise ValueError(f"{length:,} bytes are promised")
+    header = ast.literal_eval(text.decode("latin-1").strip())
+    shape, by_columns = header["shape"], header["fortran_order"]
+    if not isinstance(shape, tuple) or not all(type(size) is int for size in shape):
+        raise ValueError("the shape is none")
+    if not isinstance(by_columns, bool) or not isinstance(header["descr"], str):
+        raise ValueError("it describes no plain numbers")
+    return shape, by_columns, np.dtype(header["descr"])
 
 
 def vocabulary(path: Path) -> Path:
