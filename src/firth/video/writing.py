@@ -236,11 +236,18 @@ class _Job:
         return described
 
     def _copy_stream(self, stream: Stream) -> None:
+        if stream.type == "data":
+            # MP4's track of chapters is discarded by FFmpeg itself; chapters are copied as such.
+            if stream.discard != load_av().stream.Discard.all:
+                warnings.warn(
+                    f"{self._name} takes no data streams; number {stream.index} is left out", stacklevel=2
+                )
+            return
         what = f"stream {stream.index} ({stream.type}, {stream.name or 'unknown codec'})"
         try:
             copy = self._target.add_stream_from_template(stream, opaque=True)
         except ValueError as error:
-            if stream.type in ("data", "attachment"):
+            if stream.type == "attachment":
                 warnings.warn(f"{self._name} does not hold {what}; it is left out", stacklevel=2)
                 return
             raise SettingError(
@@ -333,7 +340,9 @@ def _facts(path: str | os.PathLike[str]) -> dict[str, Any]:
         }
         facts["the aspect ratio"] = film.sample_aspect_ratio or Fraction(1)
         facts["chapters"] = len(source.chapters())
-        facts["streams"] = len(source.streams)
+        spoken = [one.metadata.get("language", "und") for one in source.streams if one.type == "audio"]
+        facts["the languages"] = spoken
+        facts["streams"] = sum(one.type != "data" for one in source.streams)
         for packet in packets(source, film):
             for frame in decoded(packet):
                 context = film.codec_context
