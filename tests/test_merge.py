@@ -127,6 +127,25 @@ class TestWordsThatOneLacks:
         turned = firth.merge(one, two, three, method="align")
         assert turned.vector_size == 10 and np.linalg.norm(turned.vectors, axis=1).min() > 0.99
 
+    def test_maps_are_learned_on_what_two_models_have(self) -> None:
+        """A third model that shares few words with the others must not spoil their map."""
+        points = latent(COUNT, DIM)
+        keys = words(COUNT)
+        one = model(points, keys)
+        two = model((points @ rotation(DIM, 9, 1))[20:], keys[20:])
+        few = model(points[:4] @ rotation(DIM, 10, 2), ["w0", "w1", "w150", "w151"])
+        merged = firth.merge(one, two, few)
+        truth = unit(points @ rotation(DIM, 9, 1))
+        assert ((unit(merged.vectors[:20, 8:17]) * truth[:20]).sum(axis=1) > 0.99)[2:].all()
+
+    def test_a_row_of_nan_spoils_no_other(self, pair: tuple[firth.Vectors, firth.Vectors]) -> None:
+        matrix = pair[0].vectors.copy()
+        matrix[70] = np.nan
+        broken = firth.Vectors(pair[0].index_to_key, matrix)
+        for method in ("concat", "average", "align"):
+            merged = firth.merge(broken, pair[1], method=method).vectors
+            assert np.flatnonzero(~np.isfinite(merged).all(axis=1)).tolist() == [70], method
+
     def test_rows_of_zeros_stay_finite(self, pair: tuple[firth.Vectors, firth.Vectors]) -> None:
         empty = pair[0].with_vectors({"w3": np.zeros(8), "w70": np.zeros(8)})
         for method in METHODS:
@@ -190,9 +209,15 @@ def test_refusals(pair: tuple[firth.Vectors, firth.Vectors]) -> None:
         with pytest.raises(SettingError, match=rf"dim is {dim}; models of \[8, 12\] numbers give 1 to 20"):
             firth.merge(one, two, method="svd", dim=dim)
     other = model(latent(2, 4), ["w0", "new"])
-    with pytest.raises(SettingError, match="share one word, 'w0', too few to map"):
+    with pytest.raises(SettingError, match="model 1 and model 2 have one word in common, too few to learn"):
         firth.merge(one, other)
     assert len(firth.merge(one, other, missing="zero")) == 151
+    with pytest.raises(SettingError, match="one word in common"):
+        firth.merge(one, other, missing="zero", method="align")
+    chain = [model(latent(4, 3), list(keys)) for keys in ("abcd", "cdef", "efab")]
+    with pytest.raises(SettingError, match="no word that all 3 models have"):
+        firth.merge(*chain, missing="drop")
+    assert len(firth.merge(*chain)) == 6
 
 
 class TestVerb:

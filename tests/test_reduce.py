@@ -84,7 +84,7 @@ class TestTruncate:
             assert firth.Vectors.load(tmp_path / "v.safetensors").truncate(3).vector_size == 3
 
     def test_warns_where_the_numbers_are_not_ordered(self) -> None:
-        with pytest.warns(UserWarning, match=r"reduce\(4\) keeps more"):
+        with pytest.warns(UserWarning, match=r"reduce\(4\) keeps the most"):
             cut = table(context=True).truncate(4)
         assert cut.context is not None and cut.context.vector_size == 4
         assert np.array_equal(cut.vectors, table().vectors[:, :4])

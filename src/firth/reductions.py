@@ -104,8 +104,8 @@ class Reductions:
 
         That keeps the best part only where the numbers are ordered by weight: after ``reduce``, or in
         vectors that were trained so (Kusupati et al. 2022, "Matryoshka Representation Learning"), which
-        their metadata say by the entry ``"nested"``. firth does not train so. Of other vectors it keeps a
-        part like any other, and a warning says so. The context table is cut too.
+        their metadata say by the entry ``"nested"``. firth does not train so. Of other vectors the first
+        numbers are a part like any other, and a warning says so. The context table is cut too.
 
         Raises:
             SettingError: ``dim`` is not between 1 and ``vector_size``.
@@ -116,7 +116,7 @@ class Reductions:
         if dim < own and not self._metadata.get(NESTED):
             warnings.warn(
                 f"truncate(): these vectors were not made so that their first {dim} numbers stand for all "
-                f"{own}; reduce({dim}) keeps more of them",
+                f"{own}; reduce({dim}) keeps the most of their variance",
                 UserWarning,
                 stacklevel=2,
             )

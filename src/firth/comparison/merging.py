@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firth.comparison.alignment import procrustes
-from firth.comparison.shared import Float32s, Rows, check_models, names_of, shared_keys, unit_rows
+from firth.comparison.shared import Float32s, check_models, names_of, shared_keys, unit_rows
 from firth.errors import SettingError
 from firth.reductions import blocks
 from firth.vectors import Vectors
@@ -53,9 +54,9 @@ def merge(
     **Words that a model lacks**, by ``missing``:
 
     ``"map"``
-        its vector is predicted from the models that have the word, by linear maps learned on the words
-        that both have, averaged over these models and brought to length one: MutualLearning of Yin and
-        Schütze 2016, whose maps are found by gradient and here by ridge regression.
+        its vector is predicted from the models that have the word, by linear maps, each learned on the
+        words that two models have, averaged over these models and brought to length one: MutualLearning
+        of Yin and Schütze 2016, whose maps are found by gradient and here by ridge regression.
     ``"zero"``
         its part is zeros; averages are over the models that have the word.
     ``"drop"``
@@ -78,8 +79,8 @@ def merge(
         new ``Vectors``; counts are added up where all models have some.
 
     Raises:
-        SettingError: fewer than two models, two that are the same, no word in common, no such method,
-            weights or a ``dim`` that do not fit, too few shared words to learn a map.
+        SettingError: fewer than two models, two that are the same or have no word in common, no such
+            method, weights or a ``dim`` that do not fit, too few shared words to learn a map.
     """
     check_models("merge", models)
     named = names_of(models, names, "merge")
@@ -92,18 +93,18 @@ def merge(
                 UserWarning,
                 stacklevel=2,
             )
-    shared, rows = shared_keys("merge", models)
-    if len(shared) < 2 and missing == "map":
-        raise SettingError(
-            f"merge(): the models share one word, {shared[0]!r}, too few to map the others; "
-            "missing='zero' or 'drop' needs no map"
-        )
     keys = list(dict.fromkeys(key for one in models for key in one))
+    parts, known = _parts(models, keys)
+    _check_common(models, named, known, method, missing)
+    everywhere = np.logical_and.reduce(known)
     if missing == "drop":
-        common = set(shared)
-        keys = [key for key in keys if key in common]
-    parts, known = _parts(models, keys, rows, missing)
-    turns = _turns(models, rows) if method == "align" else None
+        keys = [keys[place] for place in np.flatnonzero(everywhere).tolist()]
+        parts = [part[everywhere] for part in parts]
+        known = [have[everywhere] for have in known]
+    turns = _turns(parts, known) if method == "align" else [None] * len(models)
+    if missing == "map":
+        _predict(parts, known)
+        known = [np.ones(len(keys), bool)] * len(models)
     matrix = _combined(method, parts, known, factors, dim, turns)
     metadata: dict[str, Any] = {
         "merge": {
@@ -113,7 +114,7 @@ def merge(
                 for name, one, weight in zip(named, models, factors, strict=True)
             ],
             "missing": missing,
-            "shared": len(shared),
+            "shared": int(everywhere.sum()),
         }
     }
     return Vectors(keys, matrix, counts=_counts(models, keys), metadata=metadata)
@@ -146,33 +147,64 @@ def _check_settings(
 # -- a row a word from each model
 
 
-def _parts(
-    models: Sequence[Vectors], keys: Sequence[str], shared: Sequence[Rows], missing: str
-) -> tuple[list[Float32s], list[NDArray[np.bool_]]]:
-    """For each model its rows for ``keys``, of length one, and which of them it really has."""
-    units = [unit_rows(one.vectors) for one in models]
-    tables = [one.key_to_index for one in models]
-    places = [np.array([table.get(key, -1) for key in keys], np.int64) for table in tables]
-    known = [place >= 0 for place in places]
-    parts = []
-    for unit, place, have in zip(units, places, known, strict=True):
-        part = np.zeros((len(keys), unit.shape[1]), np.float32)
-        part[have] = unit[place[have]]
+def _parts(models: Sequence[Vectors], keys: Sequence[str]) -> tuple[list[Float32s], list[NDArray[np.bool_]]]:
+    """For each model its rows for ``keys``, of length one or zeros, and which keys it has."""
+    parts, known = [], []
+    for one in models:
+        table = one.key_to_index
+        places = np.array([table.get(key, -1) for key in keys], np.int64)
+        have = places >= 0
+        part = np.zeros((len(keys), one.vector_size), np.float32)
+        part[have] = unit_rows(one.vectors[places[have]])
         parts.append(part)
-    if missing != "map":
-        return parts, known
+        known.append(have)
+    return parts, known
+
+
+def _check_common(
+    models: Sequence[Vectors],
+    named: Sequence[str],
+    known: Sequence[NDArray[np.bool_]],
+    method: str,
+    missing: str,
+) -> None:
+    """Every two models share a word, two where a map is learned; all share one where others are dropped."""
+    for a, b in combinations(range(len(models)), 2):
+        common = int((known[a] & known[b]).sum())
+        if common == 0:
+            shared_keys("merge", (models[a], models[b]))  # has the sentence
+        if common == 1 and (missing == "map" or method == "align"):
+            raise SettingError(
+                f"merge(): {named[a]} and {named[b]} have one word in common, too few to learn a map; "
+                "missing='zero' or 'drop' with concat, svd or average needs none"
+            )
+    if missing == "drop" and not np.logical_and.reduce(known).any():
+        raise SettingError(
+            f"merge(): there is no word that all {len(models)} models have; missing='map' or 'zero' keeps all"
+        )
+
+
+def _predict(parts: Sequence[Float32s], known: Sequence[NDArray[np.bool_]]) -> None:
+    """Fill in the rows that models lack, from those of the models that have the word."""
     for target, part in enumerate(parts):
         lacking = ~known[target]
         if not lacking.any():
             continue
-        total = np.zeros((len(keys), part.shape[1]))
+        total = np.zeros((len(part), part.shape[1]))
         for source, have in enumerate(known):
             useful = lacking & have
-            if source != target and useful.any():
-                turn = _ridge(units[source][shared[source]], units[target][shared[target]])
-                total[useful] += parts[source][useful] @ turn
+            if useful.any():
+                both = _learnable(parts, known, source, target)
+                total[useful] += parts[source][useful] @ _ridge(parts[source][both], part[both])
         part[lacking] = unit_rows(total[lacking].astype(np.float32))
-    return parts, [np.ones(len(keys), bool)] * len(models)
+
+
+def _learnable(
+    parts: Sequence[Float32s], known: Sequence[NDArray[np.bool_]], one: int, other: int
+) -> NDArray[np.bool_]:
+    """The words that two models have, with finite numbers in both."""
+    both = known[one] & known[other]
+    return np.asarray(both & np.isfinite(parts[one]).all(axis=1) & np.isfinite(parts[other]).all(axis=1))
 
 
 def _ridge(x: Float32s, y: Float32s) -> Float64s:
@@ -189,13 +221,14 @@ def _ridge(x: Float32s, y: Float32s) -> Float64s:
 # -- the methods
 
 
-def _turns(models: Sequence[Vectors], shared: Sequence[Rows]) -> list[Float64s | None]:
+def _turns(parts: Sequence[Float32s], known: Sequence[NDArray[np.bool_]]) -> list[Float64s | None]:
     """The map of each model into the space of the longest, ``None`` for that one itself."""
-    longest = max(range(len(models)), key=lambda place: models[place].vector_size)
-    units = [unit_rows(one.vectors[rows]) for one, rows in zip(models, shared, strict=True)]
-    return [
-        None if place == longest else procrustes(unit, units[longest]) for place, unit in enumerate(units)
-    ]
+    longest = max(range(len(parts)), key=lambda place: parts[place].shape[1])
+    turns: list[Float64s | None] = []
+    for place, part in enumerate(parts):
+        both = _learnable(parts, known, place, longest)
+        turns.append(None if place == longest else procrustes(part[both], parts[longest][both]))
+    return turns
 
 
 def _combined(
@@ -204,7 +237,7 @@ def _combined(
     known: Sequence[NDArray[np.bool_]],
     weights: Sequence[float],
     dim: int | None,
-    turns: Sequence[Float64s | None] | None,
+    turns: Sequence[Float64s | None],
 ) -> Float32s:
     if method == "concat":
         return np.hstack([part * np.float32(weight) for part, weight in zip(parts, weights, strict=True)])
@@ -213,8 +246,7 @@ def _combined(
         return _svd(parts, weights, width if dim is None else dim)
     total = np.zeros((len(parts[0]), width))
     shares = np.zeros((len(parts[0]), 1))
-    for place, (part, have, weight) in enumerate(zip(parts, known, weights, strict=True)):
-        turn = None if turns is None else turns[place]
+    for part, have, weight, turn in zip(parts, known, weights, turns, strict=True):
         turned = part if turn is None else part @ turn
         total[:, : turned.shape[1]] += weight * turned
         shares += weight * have[:, None]
