@@ -3,6 +3,7 @@
 # make lint    ruff, ruff format --check, mypy --strict
 # make bench   speed of training against gensim and fastText, of layers and search against torch, of starting up,
 #              each after a check that the answers are right
+# make fuzz    every reader of vectors on damaged files, 120 s each (FUZZ_SECONDS=10 make fuzz)
 # make clean   remove what the others made, .venv included
 #
 # Each creates .venv and installs firth with the versions of constraints.txt where that is not done yet.
@@ -11,9 +12,10 @@
 PYTHON ?= python3
 VENV   := .venv
 RIVALS := build/rivals
+FUZZ_SECONDS ?= 120
 PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -31,6 +33,10 @@ bench: $(VENV)/.installed-dev $(RIVALS)/.installed
 	$(VENV)/bin/python bench/layer.py
 	$(VENV)/bin/python bench/search.py
 	$(VENV)/bin/python bench/startup.py --rival-python "$${FIRTH_RIVALS:-$(RIVALS)/bin/python}"
+
+fuzz: $(VENV)/.installed
+	@$(PIP) -e '.[fuzz]'
+	$(VENV)/bin/python fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 # The stamps are touched last, so that an interrupted installation is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt
