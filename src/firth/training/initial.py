@@ -40,7 +40,7 @@ from firth.vocab import Vocab
 _BLOCK = 1 << 16  # rows looked at together
 
 
-def load(path: str | os.PathLike[str]) -> Vectors:
+def load_start(path: str | os.PathLike[str]) -> Vectors:
     """Vectors to train on from: a file that ``Vectors.load`` reads, or the run folder of ``firth.train``.
 
     A run folder gives both tables of its last checkpoint to the bit, the counts, and in the metadata the
@@ -132,12 +132,12 @@ class Pretrained:
     Raises:
         SettingError: neither vectors nor a path.
         ShapeError: a number that is not finite.
-        FirthError: as ``load``.
+        FirthError: as ``load_start``.
     """
 
     def __init__(self, vectors: Vectors | str | os.PathLike[str]) -> None:
         if isinstance(vectors, (str, os.PathLike)):
-            vectors = load(vectors)
+            vectors = load_start(vectors)
         if not isinstance(vectors, Vectors):
             raise SettingError(
                 f"train(): init must be Vectors or the path of a file, got {type(vectors).__name__}"
@@ -193,7 +193,7 @@ class Pretrained:
                 "text, so that they stay as they are; is it the case of the letters "
                 "(Tokenizer(lower=True), --lower)?",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         if freeze == "known" and not n_new and (self.has_context or not keep_context):
             raise SettingError(
