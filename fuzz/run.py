@@ -62,7 +62,7 @@ def fuzz(name: str, seconds: int) -> bool:
         flush=True,
     )
     if done.returncode:
-        print("\n".join(done.stderr.splitlines()[-40:]), file=sys.stderr)
+        print("\n".join([*done.stdout.splitlines()[-40:], *done.stderr.splitlines()[-12:]]), file=sys.stderr)
     return done.returncode == 0
 
 

@@ -370,6 +370,7 @@ def test_no_such_file_and_folder(tmp_path):
         (b"2 -2\na 1 2\n", "-2 numbers"),
         (b"0 2\na 1 2\n", "0 rows"),
         (b"2 2\n", "promises 2 rows and 0 follow"),
+        (b"2 2\n\n", "promises 2 rows and 0 follow"),
         (b"2 3\na 1 2\nb 1 2\n", "line 2: 2 numbers follow the key; 3 are expected"),
         (b"2 2\na 1 2\nb 1 x\n", "line 3: 'x' is no number"),
         (b"2 2\na 1 2\n 1 2\n", "line 3: the key is empty"),

@@ -237,6 +237,8 @@ class Rows:
         place: Callable[[int], str],
     ) -> None:
         """Append a block whose keys lie end to end; ``sizes`` (N,) are their lengths in bytes."""
+        if not len(sizes):
+            return
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values).all(axis=1)))
             raise FormatError(

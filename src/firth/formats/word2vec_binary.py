@@ -134,7 +134,7 @@ def check(path: Path, keys: Iterable[str]) -> None:
         if " " in key:
             raise FormatError(
                 f"cannot write {path}: the key {key!r} holds a space, which ends a key in {NAME}; "
-                "use word2vec text or safetensors"
+                "use word2vec text or safetensors, or replace spaces (firth convert --space-as _)"
             )
 
 
