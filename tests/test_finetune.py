@@ -73,12 +73,12 @@ def test_a_folded_text_has_no_words_with_capitals():
 
 def test_known_words_are_never_forgotten_while_counting(monkeypatch):
     monkeypatch.setattr(counting, "PRUNE_ABOVE", 8)
-    text = [f"known0 w{row} w{row} known1" for row in range(40)] + ["known2 often often often often"] * 3
+    text = [f"known0 w{row} w{row} known1" for row in range(40)] + ["known2 often often often often"]
     known = [f"known{row}" for row in range(3)]
     corpus = encode(text, known=known, max_size=2)
     assert corpus.vocab.pruned > 0
     assert corpus.vocab.tokens[:4] == [*known, "often"]
-    assert corpus.vocab.counts[:4].tolist() == [40, 40, 3, 12]
+    assert corpus.vocab.counts[:4].tolist() == [40, 40, 1, 4]
     assert corpus.vocab.counts.tolist() == np.bincount(corpus.ids, minlength=len(corpus.vocab)).tolist()
 
 
