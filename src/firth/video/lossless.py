@@ -5,10 +5,11 @@ at random (LSB matching, Sharp 2001; Ker 2005), never the bit replaced: replacem
 alike, which sample-pairs analysis sees at once (:mod:`firth.video.steganalysis`). The distortion at ``rate``
 bits a sample is ``rate / 2`` in the mean square, so that 0.4 keeps 55.1 dB.
 
-Every frame stands by itself. Its first 64 places, which follow from the key and the size of the frame,
-hold a fresh random number. It decides from which place on the rest is written, and masks it: the size of
-the record with a check of 64 bits, then the record (:mod:`firth.video.record`). Two frames with the same
-symbol share neither places nor bits, and a frame is read without its number.
+Every frame stands by itself. 64 places hold a fresh random number: one of 16 sets, drawn anew for each
+frame, that follow from the key and the size of the frame, so that no sample moves in every frame. The number
+decides from which place on the rest is written, and masks it: the size of the record with a check of 64
+bits, then the record (:mod:`firth.video.record`). Two frames with the same symbol share neither places nor
+bits, and a frame is read without its number by trying the 16.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import secrets
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,6 +33,8 @@ from firth.video.record import OVERHEAD_BYTES, Symbol, rounded_down, seal, unsea
 NONCE_BYTES = 8
 SIZE_BYTES = 4
 CHECK_BYTES = 8
+NONCE_BITS = 8 * NONCE_BYTES
+MOST_SETS, SAMPLES_A_SET = 16, 1024
 HEAD_BYTES = SIZE_BYTES + CHECK_BYTES
 FRAME_OVERHEAD_BYTES = NONCE_BYTES + HEAD_BYTES + OVERHEAD_BYTES
 
@@ -97,12 +101,13 @@ class Lossless:
         top = (1 << info.depth) - 1
 
         def change(luma: Luma, frame_pos: int) -> Luma:
-            body = places.of(luma.shape)
+            order = places.of(luma.shape)
             nonce = os.urandom(NONCE_BYTES)
+            number = secrets.randbelow(_n_sets(luma.size))
             bits = _bits(nonce, cutter.symbol(frame_pos % cutter.n_ids), key)
             flat = luma.reshape(-1)
             chosen = np.concatenate(
-                [body[: 8 * NONCE_BYTES], _turned(body, nonce, bits.size - 8 * NONCE_BYTES)]
+                [_nonce_places(order, number), _turned(order, number, nonce, bits.size - NONCE_BITS)]
             )
             flat[chosen] = matched(flat[chosen], bits, top)
             return luma
@@ -143,16 +148,20 @@ class LosslessReader:
         """The symbol of a frame, or none."""
         if luma.size < 8 * FRAME_OVERHEAD_BYTES:
             return []
-        body = self._places.of(luma.shape)
+        order = self._places.of(luma.shape)
         flat = luma.reshape(-1)
-        nonce = _lowest(flat, body[: 8 * NONCE_BYTES])
-        frame_key = subkey(self._key, "lossless frame " + nonce.hex())
-        head = _lowest(flat, _turned(body, nonce, 8 * HEAD_BYTES))
-        record_bytes = _opened(head, frame_key)
-        bits = 8 * (HEAD_BYTES + (record_bytes or 0))
-        if record_bytes is None or 8 * NONCE_BYTES + bits > luma.size:
+        for number in range(_n_sets(luma.size)):
+            nonce = _lowest(flat, _nonce_places(order, number))
+            frame_key = _frame_key(self._key, nonce)
+            record_bytes = _opened(_lowest(flat, _turned(order, number, nonce, 8 * HEAD_BYTES)), frame_key)
+            if record_bytes is not None:
+                break
+        else:
             return []
-        symbol = unseal(_lowest(flat, _turned(body, nonce, bits))[HEAD_BYTES:], frame_key)
+        bits = 8 * (HEAD_BYTES + record_bytes)
+        if NONCE_BITS + bits > luma.size:
+            return []
+        symbol = unseal(_lowest(flat, _turned(order, number, nonce, bits))[HEAD_BYTES:], frame_key)
         self._bits += bits
         if symbol is None:
             self.n_damaged += 1
@@ -210,7 +219,7 @@ def rate_for_psnr(psnr: float, depth: int) -> float:
 
 
 def _bits(nonce: bytes, symbol: Symbol, key: bytes) -> NDArray[np.uint8]:
-    frame_key = subkey(key, "lossless frame " + nonce.hex())
+    frame_key = _frame_key(key, nonce)
     record = seal(symbol, frame_key)
     size = len(record).to_bytes(SIZE_BYTES, "big")
     head = _masked(size + _check(size, frame_key), frame_key)
@@ -233,11 +242,31 @@ def _masked(head: bytes, frame_key: bytes) -> bytes:
     return bytes(left ^ right for left, right in zip(head, mask, strict=False))
 
 
-def _turned(order: Order, nonce: bytes, count: int) -> Order:
-    """``count`` places after those of the nonce, beginning where the nonce says, round and round."""
-    body = order[8 * NONCE_BYTES :]
-    start = int.from_bytes(nonce, "big") % body.size
-    return np.concatenate([body[start : start + count], body[: max(0, start + count - body.size)]])
+def _frame_key(key: bytes, nonce: bytes) -> bytes:
+    return subkey(key, "lossless frame " + nonce.hex())
+
+
+def _n_sets(n_samples: int) -> int:
+    """Sets of places that the random number may stand in; small frames have fewer."""
+    return max(1, min(MOST_SETS, n_samples // SAMPLES_A_SET))
+
+
+def _nonce_places(order: Order, number: int) -> Order:
+    return order[number * NONCE_BITS :][:NONCE_BITS]
+
+
+def _turned(order: Order, number: int, nonce: bytes, count: int) -> Order:
+    """``count`` places besides those of the random number, from where it says, round and round."""
+    after = (number + 1) * NONCE_BITS
+    first, second = order[after:], order[: after - NONCE_BITS]
+    start = int.from_bytes(nonce, "big") % (first.size + second.size)
+    if start >= first.size:
+        first, second, start = second, first, start - first.size
+    chosen = []
+    for arc in (first[start:], second, first[:start]):
+        chosen.append(arc[:count])
+        count -= chosen[-1].size
+    return np.concatenate(chosen)
 
 
 def _lowest(flat: Luma, chosen: Order) -> bytes:
