@@ -27,7 +27,7 @@ GATHERED = 1 << 17  # numbers gathered at once, so that they are still in the ca
 WORDS = 1 << 16  # bytes of words whose n-grams are looked up at once
 BLOCK = 1 << 20  # numbers that RowTable.blocks hands out at once
 LONGEST_NGRAM = 100
-END_OF_SENTENCE = b"</s>"  # fastText's word for the end of a line, which has no n-grams
+BARE = ("</s>",)  # fastText's word for the end of a line has no n-grams
 
 
 class RowTable(Protocol):
@@ -146,6 +146,7 @@ class FastTextSubwords(Subwords):
         buckets: how many there are; the rows of the table by default.
         kept: (R,) the bucket of each row, where a pruned model keeps only some; n-grams of the others
             do not count.
+        bare: words without n-grams. The first versions of fastText had none of them.
 
     Raises:
         SettingError: as ``Subwords``; or buckets that do not fit the table.
@@ -161,10 +162,12 @@ class FastTextSubwords(Subwords):
         *,
         buckets: int | None = None,
         kept: Ints | None = None,
+        bare: Sequence[str] = BARE,
     ) -> None:
         super().__init__(table, minn, maxn)
         self.buckets = table.shape[0] if buckets is None else buckets
-        self.kept = kept
+        self.kept, self.bare = kept, tuple(bare)
+        self._bare = {encode(word) for word in bare}
         if kept is None and self.buckets != table.shape[0]:
             raise SettingError(f"FastTextSubwords(): {table.shape[0]} rows for {self.buckets} buckets")
         if kept is not None:
@@ -178,16 +181,15 @@ class FastTextSubwords(Subwords):
                 )
 
     def rows(self, words: Sequence[bytes]) -> tuple[Ints, Ints]:
-        """See ``Subwords.rows``. ``</s>`` has none."""
-        plain = [b"" if word == END_OF_SENTENCE else word for word in words]
-        hashes, offsets = ngrams.fnv1a(plain, max(1, self.minn), self.maxn, b"<", b">")
+        """See ``Subwords.rows``."""
+        hashes, offsets = ngrams.fnv1a(words, max(1, self.minn), self.maxn, b"<", b">")
         found = (hashes % np.uint32(self.buckets)).astype(np.int64)
         good = np.ones(len(found), bool)
         if self.kept is not None:
             places = np.minimum(np.searchsorted(self._sorted, found), len(self._sorted) - 1)
             good = self._sorted[places] == found
             found = self._order[places]
-        for place in [place for place, word in enumerate(words) if word == END_OF_SENTENCE]:
+        for place in [place for place, word in enumerate(words) if word in self._bare]:
             good[offsets[place] : offsets[place + 1]] = False
         if good.all():
             return found, offsets
@@ -206,8 +208,14 @@ class FastTextSubwords(Subwords):
         return own
 
     def settings(self) -> dict[str, Any]:
-        """``kind``, ``minn``, ``maxn``, ``buckets``."""
-        return {"kind": self.kind, "minn": self.minn, "maxn": self.maxn, "buckets": self.buckets}
+        """``kind``, ``minn``, ``maxn``, ``buckets``, ``bare``."""
+        return {
+            "kind": self.kind,
+            "minn": self.minn,
+            "maxn": self.maxn,
+            "buckets": self.buckets,
+            "bare": list(self.bare),
+        }
 
 
 class FloretSubwords(Subwords):
@@ -284,23 +292,30 @@ def from_settings(settings: dict[str, Any], table: RowTable, kept: Ints | None) 
     Raises:
         SettingError: a setting is missing, of another type or out of its range.
     """
-    names = {"fasttext": "minn maxn buckets", "floret": "minn maxn hash_count hash_seed bow eow"}
-    kind = settings.get("kind")
-    wanted = names.get(kind, "").split() if isinstance(kind, str) else []
-    types = {name: str if name in ("bow", "eow") else int for name in wanted}
-    if not wanted or any(type(settings.get(name)) is not types[name] for name in wanted):
-        raise SettingError(f"subwords are described by {str(settings)[:80]}, which they cannot be")
-    values = {name: settings[name] for name in wanted}
-    if kind == "fasttext":
-        return FastTextSubwords(table, values["minn"], values["maxn"], buckets=values["buckets"], kept=kept)
+
+    def named(name: str, kind: type) -> Any:
+        if type(settings.get(name)) is not kind:
+            raise SettingError(
+                f"subwords are described by {str(settings)[:80]}: {name} is no {kind.__name__}"
+            )
+        return settings[name]
+
+    minn, maxn = named("minn", int), named("maxn", int)
+    if named("kind", str) == FastTextSubwords.kind:
+        bare = named("bare", list)
+        if not all(isinstance(word, str) for word in bare):
+            raise SettingError(f"subwords are described by {str(settings)[:80]}: bare are no words")
+        return FastTextSubwords(table, minn, maxn, buckets=named("buckets", int), kept=kept, bare=bare)
+    if settings["kind"] != FloretSubwords.kind:
+        raise SettingError(f"subwords are of the kind {settings['kind'][:40]!r}, which is not known")
     return FloretSubwords(
         table,
-        values["minn"],
-        values["maxn"],
-        hash_count=values["hash_count"],
-        hash_seed=values["hash_seed"],
-        bow=values["bow"],
-        eow=values["eow"],
+        minn,
+        maxn,
+        hash_count=named("hash_count", int),
+        hash_seed=named("hash_seed", int),
+        bow=named("bow", str),
+        eow=named("eow", str),
     )
 
 

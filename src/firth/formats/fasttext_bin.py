@@ -36,7 +36,7 @@ from firth.formats import fasttext_write
 from firth.formats.fasttext_quant import QuantRows, read_rows
 from firth.formats.fasttext_source import Source
 from firth.formats.table import PIECE, Facts, Format, Head, Options, Rows, Table, warn
-from firth.subwords import LONGEST_NGRAM, DenseRows, FastTextSubwords
+from firth.subwords import BARE, LONGEST_NGRAM, DenseRows, FastTextSubwords
 
 MAGIC = fasttext_write.MAGIC
 VERSIONS = (11, 12)
@@ -233,7 +233,8 @@ def read(path: Path, options: Options) -> Table:
         names = words.some(start, stop)
         values = own.take(np.arange(start, stop))
         if subwords is not None:
-            subwords.complete(names, values)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite gets its sentence below
+                subwords.complete(names, values)
         named = [place for place, name in enumerate(names) if name]
         if len(named) < len(names):
             names, values = [names[place] for place in named], values[named]
@@ -326,8 +327,11 @@ def _subwords(
             raise source.error(f"the n-grams that are kept do not name {sizes.pruned:,} rows, each once")
         kept = np.empty(sizes.pruned, np.int64)
         kept[rows] = buckets
+    bare = BARE if settings.version else ()  # before versions `</s>` had n-grams like any word
     try:
-        return FastTextSubwords(shared, settings.minn, settings.longest, buckets=settings.bucket, kept=kept)
+        return FastTextSubwords(
+            shared, settings.minn, settings.longest, buckets=settings.bucket, kept=kept, bare=bare
+        )
     except SettingError as error:
         raise source.error(f"the n-grams that are kept do not fit: {error}") from error
 

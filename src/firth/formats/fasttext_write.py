@@ -50,6 +50,8 @@ def write(path: Path, table: Table) -> None:
         file.write(struct.pack("<2i", MAGIC, VERSION))
         file.write(_settings(table, subwords))
         _write_dictionary(file, table, words)
+        if subwords is not None:  # the program that reads this has its own words without n-grams
+            subwords = FastTextSubwords(subwords.table, subwords.minn, subwords.maxn)
         shared = 0 if subwords is None else subwords.buckets
         rows, dim = table.matrix.shape
         file.write(struct.pack("<?2q", False, rows + shared, dim))
