@@ -110,6 +110,14 @@ class TestFunction:
         rows = [vectors.get_index(key) for vectors in pair]
         return sum(rows), rows[0]
 
+    def test_frequent_is_the_mean_of_the_rows(self) -> None:
+        points = latent(40, 5)
+        order = [*range(20, 40), *range(20)]
+        one = model(points, words(40))
+        two = model(points[order], [f"w{place}" for place in order])
+        found = firth.compare(one, two, among=2, differ=2).pairs[0]
+        assert {shift.word for shift in found.most} == {"w0", "w20"}  # rows 0 + 20 and 20 + 0
+
     def test_the_correlation_of_models(self, pair: tuple[firth.Vectors, firth.Vectors]) -> None:
         same = model(latent(COUNT, DIM) @ rotation(DIM, 20, seed=5), words(COUNT))
         unlike = model(np.random.default_rng(9).normal(size=(COUNT, 30)), words(COUNT))

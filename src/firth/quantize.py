@@ -61,20 +61,10 @@ def to_int8(matrix: Floats) -> tuple[Codes, npt.NDArray[np.float32]]:
         piece = np.asarray(matrix[rows], np.float32 if matrix.dtype == np.float16 else None)
         largest = np.abs(piece).max(axis=1, initial=0.0).astype(np.float64)
         _check_numbers(largest, rows.start, LARGEST, "to_int8")
-        scale[rows] = _fixed((largest / 127).astype(np.float32))
+        scale[rows] = (largest / 127).astype(np.float32)
         divisor = np.where(scale[rows] > 0, scale[rows], np.inf).astype(piece.dtype)
         codes[rows] = np.clip(np.rint(piece / divisor[:, None]), -127, 127)
     return codes, scale
-
-
-def _fixed(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scales, at most one rounding off, that are found again in the rows they make.
-
-    Of every 128 numbers s one is not the float32 nearest to (127 s) / 127, so that rows made by it would
-    get another scale the second time.
-    """
-    largest: npt.NDArray[np.float64] = (scale * np.float32(127)).astype(np.float64)
-    return (largest / 127).astype(np.float32)
 
 
 def from_int8(codes: Codes, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
