@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import firth
+from firth.subwords import DenseRows, FloretSubwords
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other libraries say at import
 
@@ -102,26 +103,45 @@ def test_the_card_has_what_the_hub_reads(folder: Path) -> None:
     assert json.loads((folder / "modules.json").read_text())[0]["type"].endswith("StaticEmbedding")
 
 
-@pytest.mark.parametrize(("name", "format"), [("words.txt", "word2vec"), ("words.glove", "glove")])
-def test_spacy_opens_our_text(name: str, format: str, vectors: firth.Vectors, tmp_path: Path) -> None:
-    """``python -m spacy init vectors``, in a process of its own, then ``spacy.load``."""
+def pipeline(source: Path, *options: str) -> Any:
+    """``python -m spacy init vectors`` in a process of its own, then ``spacy.load``."""
     spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
-    vectors.save(tmp_path / name, format)
+    target = source.with_suffix(".spacy")
     done = subprocess.run(
-        [sys.executable, "-m", "spacy", "init", "vectors", "en", str(tmp_path / name), str(tmp_path / "out")],
+        [sys.executable, "-m", "spacy", "init", "vectors", "en", str(source), str(target), *options],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    nlp = spacy.load(tmp_path / "out")
+    return spacy.load(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("words.txt", "word2vec"), ("words.glove", "glove"), ("words.vec.gz", "word2vec")]
+)
+def test_spacy_opens_our_text(name: str, format: str, vectors: firth.Vectors, tmp_path: Path) -> None:
+    pytest.importorskip("spacy", reason="spaCy is not installed")
+    vectors.save(tmp_path / name, format)
+    nlp = pipeline(tmp_path / name)
     assert nlp.vocab.vectors.shape == (len(WORDS), 6)
     for word in WORDS:
         np.testing.assert_array_equal(nlp.vocab.get_vector(word), vectors[word])
     document = nlp("the king")
     assert document[1].has_vector
     np.testing.assert_allclose(document.vector, vectors[["the", "king"]].mean(axis=0), rtol=1e-6)
+
+
+def test_spacy_opens_our_floret_table(tmp_path: Path) -> None:
+    pytest.importorskip("spacy", reason="spaCy is not installed")
+    table = np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32)
+    subwords = FloretSubwords(DenseRows(table), 3, 5, hash_count=2, hash_seed=7)
+    vectors = firth.Vectors([], np.zeros((0, 6)), subwords=subwords)
+    vectors.save(tmp_path / "words.floret")
+    nlp = pipeline(tmp_path / "words.floret", "--mode", "floret")
+    for word in ("king", "unseen", "ärger", "日本"):
+        np.testing.assert_allclose(nlp.vocab.get_vector(word), vectors[word], atol=1e-5)
 
 
 def test_langchain_takes_a_text_encoder(vectors: firth.Vectors) -> None:

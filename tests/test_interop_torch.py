@@ -42,6 +42,8 @@ def test_lower_case_is_the_second_try_only(vectors: firth.Vectors) -> None:
     np.testing.assert_array_equal(rows[1], vectors["Paris"])
     assert not rows[2].any() and not rows[3].any()  # "paris" and "nowhere" are not there
     assert not vectors.get_vecs_by_tokens("LYON").any()
+    both = firth.Vectors(["paris", "Paris"], np.eye(2))
+    assert both.get_vecs_by_tokens(["Paris", "PARIS"], lower_case_backup=True).tolist() == [[0, 1], [1, 0]]
 
 
 def test_words_that_only_subwords_know(vectors: firth.Vectors) -> None:
