@@ -43,6 +43,7 @@ from firth.kernels.rows_reference import Source, Update
 ROWS, DIM, PLACES = 1_000_000, 128, 16_384
 BAGS = 2_048
 LR, EPS = 0.01, 1e-8
+PAUSE = 0.01  # s before a turn: OpenMP's threads spin for some ms after their work, on the next one's account
 BATCHES = 8  # different ones; together they touch more rows than the caches hold
 Step = Callable[[Tensor, Tensor], object]  # ids, gradient of the output
 BARS = {
@@ -173,6 +174,7 @@ def in_turns(works: dict[str, Callable[[int], object]], rounds: int) -> dict[str
     for turn in range(-1, rounds):  # the first one warms up
         chance.shuffle(order)
         for place, name in enumerate(order):
+            time.sleep(PAUSE)
             wall, cpu = time.perf_counter(), time.process_time()
             works[name]((turn * 3 + place) % BATCHES)
             times = (time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3
