@@ -209,18 +209,25 @@ def capacity(
     Raises:
         FormatError: no video.
         StorageError: the file cannot be read.
-        SettingError: ``rate`` outside its range, or ``min_psnr`` out of a profile's reach.
+        SettingError: ``rate`` outside its range.
         MissingExtra: PyAV is not installed.
     """
     info = probe(cover)
     rooms = []
     for one in readable():
-        profile = pick(one.name, rate)
-        if min_psnr is not None:
-            profile = profile.holding(min_psnr, info)
-        n_bytes = max(0, profile.most_bytes(info) - CONTAINER_BYTES)
+        n_bytes = max(0, _room(pick(one.name, rate), min_psnr, info) - CONTAINER_BYTES)
         rooms.append(Room(one.name, n_bytes, 8 * n_bytes / info.n_frames))
     return rooms
+
+
+def _room(profile: Profile, min_psnr: float | None, info: VideoInfo) -> int:
+    """Bytes of a blob; 0 also where the profile cannot hold so high a quality."""
+    if min_psnr is None:
+        return profile.most_bytes(info)
+    try:
+        return profile.holding(min_psnr, info).most_bytes(info)
+    except SettingError:
+        return 0
 
 
 def _target(
@@ -266,7 +273,7 @@ def _measured(change: Change, quality: Quality) -> Change:
 
 def _symbols(profile: Profile, info: VideoInfo, cutter: Cutter, log: FrameLog) -> int:
     """Symbols in the file; a cover may have fewer frames than its packets promise."""
-    symbols = log.n_frames * profile.symbols_per_frame(info)
+    symbols = profile.n_symbols(info, log.n_frames)
     if symbols < cutter.n_source:
         raise FormatError(
             f"hide: only {log.n_frames:,} of {info.n_frames:,} frames of {info.path} could be decoded, too "

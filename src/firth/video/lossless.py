@@ -87,9 +87,9 @@ class Lossless:
         size = -(-blob_bytes // count_source(blob_bytes, most))
         return size + size % 2
 
-    def symbols_per_frame(self, info: VideoInfo) -> int:
-        """One, as large as it takes."""
-        return 1
+    def n_symbols(self, info: VideoInfo, n_frames: int) -> int:
+        """One a frame, as large as it takes."""
+        return n_frames
 
     def marker(self, info: VideoInfo, cutter: Cutter, key: bytes) -> Change:
         """Writes symbol ``frame_pos`` into frame ``frame_pos`` (from 0 again after the last symbol).

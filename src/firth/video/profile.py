@@ -49,8 +49,8 @@ class Profile(Protocol):
     def symbol_bytes(self, info: VideoInfo, blob_bytes: int) -> int:
         """Bytes of a symbol for a blob of this length; even, for :class:`firth.video.erasure.Cutter`."""
 
-    def symbols_per_frame(self, info: VideoInfo) -> int:
-        """Symbols that a frame carries."""
+    def n_symbols(self, info: VideoInfo, n_frames: int) -> int:
+        """Different symbols that ``n_frames`` frames carry."""
 
     def marker(self, info: VideoInfo, cutter: Cutter, key: bytes) -> Change:
         """What is done to each frame so that it carries symbols of ``cutter``.
