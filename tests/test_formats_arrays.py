@@ -253,6 +253,14 @@ def test_parquet_repeats_keep_the_first_and_their_counts(tmp_path):
     )
 
 
+def test_parquet_with_a_name_of_a_column_that_is_no_text(tmp_path):
+    Vectors(["a"], [[1.0]]).save(tmp_path / "v.parquet")
+    data = (tmp_path / "v.parquet").read_bytes()
+    (tmp_path / "v.parquet").write_bytes(data.replace(b"token", b"tok\xc7n"))
+    with pytest.raises(FormatError, match="damaged Parquet"):
+        Vectors.load(tmp_path / "v.parquet")
+
+
 def test_parquet_refuses_what_it_cannot_hold(tmp_path):
     with pytest.raises(FormatError, match="no form in UTF-8"):
         Vectors(["\ud800"], [[1.0]]).save(tmp_path / "v.parquet")

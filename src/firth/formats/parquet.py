@@ -55,7 +55,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             yield file
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise FormatError(f"{path} is cut or damaged Parquet ({_reason(error)})") from error
     except OSError as error:
         if error.errno is not None:
