@@ -314,6 +314,9 @@ def test_no_keys_at_all(tmp_path):
     for ask in (vectors.most_similar, vectors.similar_by_word):
         with pytest.raises(SettingError, match="no keys to choose from"):
             ask("cat")
+    for reduce in (vectors.reduce, vectors.all_but_the_top):
+        with pytest.raises(SettingError, match="no rows"):
+            reduce(2)
     vectors.save(tmp_path / "v.safetensors")
     np.testing.assert_array_equal(Vectors.load(tmp_path / "v.safetensors")["cat"], vectors["cat"])
     for name in ("v.txt", "v.bin", "v.glove"):

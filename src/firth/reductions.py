@@ -165,6 +165,8 @@ def principal(matrix: Float32s) -> tuple[NDArray[np.float64], NDArray[np.float64
     Of each component the largest entry is positive.
     """
     dim = matrix.shape[1]
+    if not len(matrix):
+        raise SettingError("there are no rows to find components of; vectors_for_all(words) gives some")
     mean: NDArray[np.float64] = matrix.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((dim, dim))
     for rows in blocks(matrix):
