@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import firth
+from firth.errors import FormatError
 from firth.subwords import DenseRows, FloretSubwords
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other libraries say at import
@@ -94,6 +96,28 @@ def test_tokenizers_reads_the_folders_tokenizer(folder: Path) -> None:
         encoded = tokenizer.encode(text)
         assert encoded.tokens == words
         assert encoded.ids == [WORDS.index(word) if word in WORDS else len(WORDS) for word in words]
+
+
+def test_counts_go_along_where_others_do_not_look(
+    vectors: firth.Vectors, folder: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors.keys() == {"counts", "embeddings"}
+    assert tensors["counts"].dtype == np.int64 and tensors["counts"].tolist() == list(range(20, 10, -1))
+    np.testing.assert_array_equal(tensors["embeddings"], [*vectors.vectors, np.zeros(6)])
+    again, first = firth.Vectors.load(folder), firth.Vectors.load(folder, limit=2)
+    assert again.counts is not None and again.counts.tolist() == list(range(20, 10, -1))
+    assert first.counts is not None and first.counts.tolist() == [20, 19]
+    plain = firth.Vectors(WORDS, vectors.vectors)
+    plain.save(tmp_path / "plain", "static-folder")
+    assert load_file(tmp_path / "plain" / "model.safetensors").keys() == {"embeddings"}
+    assert firth.Vectors.load(tmp_path / "plain").counts is None
+    save_file({**tensors, "counts": tensors["counts"][:4]}, folder / "model.safetensors")
+    with pytest.raises(FormatError, match=r"'counts' are 4; one for each token is expected"):
+        firth.Vectors.load(folder)
+    save_file({**tensors, "counts": tensors["embeddings"]}, folder / "model.safetensors")
+    with pytest.raises(FormatError, match=r"'counts' is F32 \[11, 6\], which it cannot be"):
+        firth.Vectors.load(folder)
 
 
 def test_the_card_has_what_the_hub_reads(folder: Path) -> None:
