@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from firth.errors import SettingError
 from firth.video.lossless import Lossless
@@ -37,5 +37,7 @@ def pick(name: str, rate: float) -> Profile:
     return robust[name]
 
 
-def _robust() -> dict[str, Profile]:
-    return {}
+def _robust() -> Mapping[str, Profile]:
+    from firth.video.robust import PROFILES
+
+    return PROFILES

@@ -1,0 +1,276 @@
+"""The robust profiles: through noise and through real encoders, frame by frame, exact or nothing."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from firth.errors import SettingError
+from firth.video import pilots
+from firth.video.erasure import Cutter, Joiner
+from firth.video.payload import locator_key, pack, unpack
+from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
+
+Luma = NDArray[Any]
+KEY = locator_key(None)
+HEIGHT, WIDTH = 192, 320
+PINNED_POS = [1167, 1651, 1397, 824]
+PINNED_DITHER = [0.245413, 0.810939, 0.13135]
+
+
+def film(n_frames: int, height: int = HEIGHT, width: int = WIDTH) -> list[Luma]:
+    """A moving texture over a gradient."""
+    rng = np.random.default_rng(5)
+    rough = rng.normal(0, 1, (height // 4 + 40, width // 4 + 40))
+    texture = np.kron(rough, np.ones((4, 4)))
+    y, x = np.mgrid[:height, :width]
+    frames = []
+    for t in range(n_frames):
+        moved = texture[t : t + height, 2 * t : 2 * t + width]
+        frames.append(
+            np.clip(110 + 60 * np.sin(x / 70) + 30 * y / height + 9 * moved, 16, 235).astype(np.uint8)
+        )
+    return frames
+
+
+def about(frames: list[Luma], depth: int = 8) -> Any:
+    height, width = frames[0].shape
+    return SimpleNamespace(height=height, width=width, n_frames=len(frames), depth=depth)
+
+
+def marked(profile: Robust, frames: list[Luma], blob: bytes, key: bytes = KEY, depth: int = 8) -> list[Luma]:
+    info = about(frames, depth)
+    change = profile.marker(info, Cutter(blob, profile.symbol_bytes(info, len(blob))), key)
+    return [change(frame.copy(), frame_pos) for frame_pos, frame in enumerate(frames)]
+
+
+def read(profile: Robust, frames: list[Luma], key: bytes = KEY) -> Joiner:
+    joiner, reader = Joiner(), profile.reader(key)
+    for frame in frames:
+        for symbol in reader.read(frame):
+            joiner.add(symbol)
+    return joiner
+
+
+def psnr(one: list[Luma], two: list[Luma], peak: int = 255) -> float:
+    error = np.mean([np.square(a.astype(float) - b).mean() for a, b in zip(one, two, strict=True)])
+    return 10 * math.log10(peak**2 / error)
+
+
+def encoded(
+    frames: list[Luma], codec: str, options: dict[str, str], size: tuple[int, int] | None = None
+) -> list[Luma]:
+    """What is left of the luma after an encoder, and perhaps a scaler."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    height, width = frames[0].shape
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width, stream.height = size or (width, height)
+        stream.pix_fmt, stream.options = "yuv420p", options
+        for number, luma in enumerate(frames):
+            grey = np.full((height // 2, width), 128, np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.vstack([luma, grey]), "yuv420p")
+            if size is not None:
+                frame = frame.reformat(width=size[0], height=size[1], interpolation="BICUBIC")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    file.seek(0)
+    with av.open(file) as back:
+        planes = [frame.planes[0] for frame in back.decode(video=0)]
+        return [
+            np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, -1)[:, : plane.width].copy()
+            for plane in planes
+        ]
+
+
+def own(frames: list[Luma]) -> list[Luma]:
+    return encoded(frames, "libx264", {"crf": "12", "preset": "veryfast", "tune": "grain", "bf": "0"})
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("strength", [40.0, 45.0])
+def test_strength_is_what_it_says(name: str, strength: float) -> None:
+    frames = film(2)
+    profile = PROFILES[name].holding(strength, about(frames))
+    after = marked(profile, frames, b"x" * 400)
+    assert (
+        strength - 0.05 <= psnr(frames, after) < strength + 1.2
+    )  # the margins of a small frame are unmarked
+
+
+def test_a_strength_out_of_reach_is_refused() -> None:
+    with pytest.raises(SettingError, match="48 dB"):
+        WEB.holding(50, about(film(1)))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_plane_itself_gives_the_blob_back(name: str) -> None:
+    profile, frames = PROFILES[name], film(9)
+    blob = pack(np.random.default_rng(1).bytes(profile.most_bytes(about(frames)) - 23))
+    joiner = read(profile, marked(profile, frames, blob))
+    whole = joiner.blob()
+    assert whole is not None
+    assert unpack(whole).data == unpack(blob).data
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("high", "libx264", {"crf": "16", "preset": "medium"}),
+        ("web", "libx264", {"crf": "23", "preset": "medium"}),
+        ("hard", "libx264", {"crf": "28", "preset": "medium"}),
+        ("hard", "libx265", {"crf": "28", "preset": "fast", "x265-params": "log-level=none"}),
+    ],
+)
+def test_through_a_second_encode(name: str, codec: str, options: dict[str, str]) -> None:
+    profile, frames = PROFILES[name], film(16)
+    info = about(frames)
+    blob = pack(np.random.default_rng(2).bytes(profile.most_bytes(info) * 6 // 10 - 23), "name")
+    after = encoded(own(marked(profile, frames, blob)), codec, options)
+    joiner = read(profile, after)
+    whole = joiner.blob()
+    assert whole is not None
+    assert unpack(whole).data == unpack(blob).data
+
+
+def test_frames_that_are_dropped_or_moved_cost_only_themselves() -> None:
+    frames = film(12)
+    blob = bytes(range(256)) * 1
+    size = WEB.symbol_bytes(about(frames), len(blob))
+    after = marked(WEB, frames, blob)
+    needed = Cutter(blob, size).n_source
+    order = np.random.default_rng(3).permutation(12)[:needed]
+    joiner = read(WEB, [after[number] for number in order])
+    assert joiner.blob() is not None
+    assert read(WEB, after[5:6]).found == 1
+    one_less = read(WEB, [after[number] for number in order[1:]])
+    assert one_less.blob() is None and one_less.missing == 1
+
+
+def test_every_frame_of_a_repeat_can_be_read_alone() -> None:
+    after = marked(HARD, film(4), b"y" * 10)
+    for frame in after:
+        assert read(HARD, [frame]).found == 1
+
+
+def test_frames_alike_add_up() -> None:
+    """Noise that hides a codeword in each frame of a repeat, but not in all of them together."""
+    frames = marked(HARD, film(8), b"y" * 10)
+    rng = np.random.default_rng(8)
+    noisy = []
+    for frame in frames[4:]:
+        amounts = rng.normal(0, 20, HARD.carrier.coefs(frame.astype(np.float32)).shape).astype(np.float32)
+        dirty = frame + HARD.carrier.change(frame.shape, amounts)
+        noisy.append(np.clip(np.rint(dirty), 0, 255).astype(np.uint8))
+    assert not any(read(HARD, [frame]).found for frame in noisy)
+    assert read(HARD, frames[:4] + noisy).found == 2
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_nothing_is_found_where_nothing_is(name: str) -> None:
+    profile, frames = PROFILES[name], film(3)
+    after = marked(profile, frames, b"secret" * 20)
+    reader = profile.reader(locator_key(None)[::-1])
+    clean = profile.reader(KEY)
+    black = np.full((HEIGHT, WIDTH), 16, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+    for frame in after:
+        assert reader.read(frame) == []
+    for frame in [*frames, black, noise]:
+        assert clean.read(frame) == []
+    assert reader.n_matched == 0 and clean.n_matched == 0
+    assert clean.bit_error_rate is None
+
+
+def test_other_profiles_are_not_taken_for_ones_own() -> None:
+    after = marked(WEB, film(2), b"z" * 30)
+    assert read(HIGH, after).found == 0
+    assert read(HARD, after).found == 0
+
+
+def test_the_error_rate_is_that_of_the_bits() -> None:
+    frames = marked(WEB, film(6), b"y" * 100)
+    rng = np.random.default_rng(9)
+    reader = WEB.reader(KEY)
+    for frame in frames:
+        shape = WEB.carrier.coefs(frame.astype(np.float32)).shape
+        dirty = frame + WEB.carrier.change(frame.shape, rng.normal(0, 11, shape).astype(np.float32))
+        reader.read(np.clip(np.rint(dirty), 0, 255).astype(np.uint8))
+    wrong = 2 * (1 - 0.5 * (1 + math.erf(69.2 / 4 / 11 / math.sqrt(2))))
+    assert reader.bit_error_rate == pytest.approx(wrong, abs=0.05)
+    assert reader.n_matched == 6
+
+
+def test_ten_bits() -> None:
+    frames = [frame.astype(np.uint16) * 4 + 1 for frame in film(3)]
+    after = marked(WEB, frames, b"t" * 60, depth=10)
+    assert after[0].dtype == np.uint16
+    assert 40 <= psnr(frames, after, 1023) < 41.2
+    assert read(WEB, after).found == 3
+    eight = [np.clip(np.rint(frame / 4), 0, 255).astype(np.uint8) for frame in after]
+    assert read(WEB, eight).found == 3
+
+
+def test_frames_too_small_are_refused_before_work() -> None:
+    info = about([np.zeros((48, 64), np.uint8)])
+    for profile in (WEB, HARD):
+        assert profile.most_bytes(info) == 0
+        with pytest.raises(SettingError, match="too small"):
+            profile.symbol_bytes(info, 10)
+        assert profile.reader(KEY).read(np.zeros((48, 64), np.uint8)) == []
+        assert profile.reader(KEY).read(np.zeros((4, 4), np.uint8)) == []
+
+
+def test_patterns_and_places_are_pinned() -> None:
+    """Files hidden once must be read by later versions: nothing here may change."""
+    from firth.video.robust import patterns
+
+    layout = HARD.layout(360, 640)
+    assert (layout.n_pilots, layout.n_words, layout.n_coded, layout.symbol_bytes) == (53, 1, 1707, 76)
+    pattern = patterns(bytes(32), "hard", layout)[3]
+    assert pattern.pilot_pos[:4].tolist() == PINNED_POS
+    assert pattern.dither[0, :3].tolist() == pytest.approx(PINNED_DITHER, abs=1e-6)
+
+
+def test_likelihoods_learn_which_blocks_to_believe() -> None:
+    """Half of the blocks, those of high activity, carry noise only: their bits must say nothing."""
+    rng = np.random.default_rng(1)
+    bits = rng.integers(0, 2, (800, 4)).astype(np.uint8)
+    phases = (bits / 2 + rng.normal(0, 0.08, bits.shape)).astype(np.float32)
+    phases[400:] = rng.uniform(-0.5, 0.5, (400, 4))
+    phases -= np.rint(phases)
+    activity = np.arange(800, dtype=np.float32)
+    pos = rng.permutation(3200)[:96]
+    llr = pilots.log_likelihoods(phases, activity, pos, bits.reshape(-1)[pos])
+    assert ((llr[:400] < 0) == bits[:400]).mean() > 0.98
+    assert np.abs(llr[:400]).mean() > 3 * np.abs(llr[400:]).mean()
+
+
+def test_real_frames(data: Path) -> None:
+    """One second of a film of the shared data, through the profile's own channel."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    path = data / "video" / "friday.mp4"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    frames = []
+    with av.open(str(path)) as file:
+        for frame in file.decode(video=0):
+            frames.append(frame.reformat(width=640, height=360, format="gray").to_ndarray())
+            if len(frames) == 20:
+                break
+    after = encoded(own(marked(WEB, frames, b"w" * 2000)), "libx264", {"crf": "23", "preset": "medium"})
+    joiner = read(WEB, after)
+    whole = joiner.blob()
+    assert whole is not None and whole[:2000] == b"w" * 2000
+    assert replace(WEB, psnr=45.0).step_for(45.0) < WEB.step
