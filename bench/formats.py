@@ -4,8 +4,8 @@
 
 A table of 400,000 x 50 random numbers is written in each format; fresh processes read it, in turn. Memory is
 anonymous memory (what is not a mapped file) at its peak, less that of a process that imported the same and
-read nothing, over the size of the matrix. Then ``firth info`` is timed, the start of Python included, on files
-of 1 GB. No figure is printed unless what was read is what was written.
+read nothing, over the size of the matrix. Then ``firth info`` is timed, the start of Python included, on
+files of 1 GB. No figure is printed unless what was read is what was written.
 
 The exit code is 1 where GloVe or word2vec text takes more than 3 CPU seconds, reading more than 1.3 times the
 matrix, or info more than 1 s of CPU.
