@@ -27,7 +27,7 @@ from common import WORK, cpu_seconds, data_folder, lines_file, run
 
 RESTRICT = 30_000
 FILES = ("EN-WS-353-ALL.txt", "EN-SIMLEX-999.txt", "questions-words.txt")
-WEIGHTS = (1.0, 0.6, 0.4, 0.3, 0.2)
+WEIGHTS = (1.5, 1.3, 1.0, 0.6, 0.4, 0.3, 0.2)
 
 
 def trained(text: str) -> firth.Vectors:
