@@ -73,12 +73,20 @@ def filled_state(kind, n_rows, dim, momentum, dtype):
 
 
 def run_update(kernels, table, ids, source, step, by_freq=False, padding_row=None):
-    """Table and state after one step, by these kernels."""
-    table = table.clone()
-    state = filled_state(step.kind, *table.shape, step.momentum, table.dtype)
-    groups = kernels.group(ids, len(table), padding_row)
-    kernels.update(table, state, groups, source, step, by_freq)
-    return table, state
+    """Table and state after one step, by these kernels; grouped before or in one go."""
+    results = []
+    for at_once in (False, True):
+        moved = table.clone()
+        state = filled_state(step.kind, *table.shape, step.momentum, table.dtype)
+        if at_once:
+            kernels.step(moved, state, ids, source, step, padding_row, by_freq)
+        else:
+            kernels.update(moved, state, kernels.group(ids, len(table), padding_row), source, step, by_freq)
+        results.append((moved, state))
+    (moved, state), (moved_at_once, state_at_once) = results
+    assert torch.equal(moved, moved_at_once)
+    assert all(torch.equal(state[name], state_at_once[name]) for name in state)
+    return moved, state
 
 
 # --- ids ----------------------------------------------------------------------------------------
@@ -307,6 +315,40 @@ def test_any_number_of_threads_gives_the_same_bits(name):
     for other in found[1:]:
         for ours, first in zip(other, found[0], strict=True):
             assert torch.equal(ours, first)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_step_refuses_what_an_update_refuses(bad):
+    torch.set_num_threads(2)
+    table, ids = random(4000, 100), random_ids(4000, 9000)
+    grads = random(9000, 100, seed=2)
+    grads[8999, 99] = bad  # 3e38 is finite, though the sum of all absolute values may be not
+    for kernels in (rows_cpu, rows_reference):
+        moved = table.clone()
+        arguments = {}, ids, Source(grads), Update("sgd", 0.1)
+        if math.isfinite(bad):
+            kernels.step(moved, *arguments, None, False)
+            assert not torch.equal(moved, table)
+            continue
+        with pytest.raises(FloatingPointError, match=f"row {int(ids[8999])} is not finite"):
+            kernels.step(moved, *arguments, None, False)
+        assert torch.equal(moved, table)
+        kernels.step(moved, *arguments, int(ids[8999]), False)  # padding gets no gradient
+        assert not torch.equal(moved, table)
+
+
+def test_a_step_on_no_places_on_padding_and_on_too_few_gradients():
+    table, grads = random(30, 8), random(5, 8, seed=2)
+    for kernels in (rows_cpu, rows_reference):
+        moved = table.clone()
+        kernels.step(
+            moved, {}, torch.tensor([], dtype=torch.int64), Source(grads), Update("sgd", 1.0), None, False
+        )
+        assert torch.equal(moved, table)
+        kernels.step(moved, {}, torch.tensor([7, 7]), Source(grads[:2]), Update("sgd", 1.0), 7, False)
+        assert torch.equal(moved, table)
+    with pytest.raises(ValueError, match="gradients are of 5 places"):
+        rows_cpu.step(moved, {}, torch.arange(6), Source(grads), Update("sgd", 1.0), None, False)
 
 
 def test_state_of_another_dtype_and_gradients_of_any_layout():

@@ -24,7 +24,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -48,6 +48,7 @@ __all__ = [
     "group",
     "renorm",
     "state_shapes",
+    "step",
     "summed",
     "update",
 ]
@@ -56,6 +57,7 @@ AHEAD_BYTES = 1 << 13  # what is prefetched before its turn, at most: a part of 
 DIGIT = 12  # the most bits that are sorted by at a time: 4,096 counters stay in the first-level cache
 STRETCH_BYTES = 1 << 17  # gradients or rows in a stretch; a thread more is not worth waking for less
 SGD, ADAGRAD, ROWWISE, ADAM = range(4)
+SHARED_GROUPS, SHARED_SUM, SHARED_SUMMED, SHARED_MOVE, SHARED_REFUSED = range(5)  # see _step
 _KIND = {"sgd": SGD, "adagrad": ADAGRAD, "rowwise_adagrad": ROWWISE, "adam": ADAM}
 # 'contract' only: sums keep their order.
 _FAST = {"nogil": True, "fastmath": {"contract"}, "boundscheck": False, "error_model": "numpy"}
@@ -300,7 +302,28 @@ def _take(typing_context: Any, counter: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], _INT64.as_pointer())
-        return builder.atomic_rmw("add", pointer, ir.Constant(_INT64, 1), "monotonic")
+        return builder.atomic_rmw("add", pointer, ir.Constant(_INT64, 1), "acq_rel")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _publish(typing_context: Any, address: Any, value: Any) -> Any:
+    """Write an int64 that tells other threads that what was written before it is there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _INT64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _published(typing_context: Any, address: Any) -> Any:
+    """The int64 at an address; what was written before it was published can be read from here on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _INT64.as_pointer()), "acquire", 8)
 
     return types.int64(types.int64), codegen
 
@@ -796,8 +819,8 @@ def _prefetch_used(row: int, kind: int, table: int, first: int, second: int, siz
             _prefetch_row(second + row * size, size)
 
 
-@nb.njit(cache=True, **_FAST)
-def _update(
+@nb.njit(**_FAST)
+def _move(
     kind: int,
     numbers: Any,
     table: int,
@@ -816,7 +839,7 @@ def _update(
     stretch: int,
     counter: int,
 ) -> None:
-    """See ``reference.update``; the addresses of state that a kind does not have are 0."""
+    """The stretches of ``reference.update``; the addresses of state that a kind does not have are 0."""
     rate, sign, decay, shrink, clip, momentum, fresh, kept, new1, new2, eps = numbers
     zero = rate - rate
     one = _as(zero, 1)
@@ -882,6 +905,100 @@ def _update(
     buffer[0] = 0  # so that it lives until here: nobody else knows of its address
 
 
+@nb.njit(cache=True, **_FAST)
+def _update(
+    kind: int,
+    numbers: Any,
+    table: int,
+    first_state: int,
+    second_state: int,
+    n_groups: int,
+    rows: int,
+    starts: int,
+    order: int,
+    grads: int,
+    row_of: int,
+    factor: int,
+    by_freq: bool,
+    width: int,
+    ahead: int,
+    stretch: int,
+    counter: int,
+) -> None:
+    """See ``reference.update``."""
+    _move(
+        kind, numbers, table, first_state, second_state, n_groups, rows, starts, order, grads, row_of,
+        factor, by_freq, width, ahead, stretch, counter,
+    )  # fmt: skip
+
+
+@nb.njit(cache=True, **_FAST)
+def _step(
+    kind: int,
+    numbers: Any,
+    table: int,
+    first_state: int,
+    second_state: int,
+    ids: Any,
+    id_bits: int,
+    padding_row: int,
+    rows: Any,
+    starts: Any,
+    order: Any,
+    sums: Any,
+    n_bytes: int,
+    times: float,
+    limit: float,
+    shared: Any,
+    grads: int,
+    row_of: int,
+    factor: int,
+    by_freq: bool,
+    width: int,
+    ahead: int,
+    stretch: int,
+    counter: int,
+) -> None:
+    """See ``reference.step``: all of it in one call of each thread.
+
+    The first thread groups the ids, the others meanwhile sum the absolute values of the gradients; when
+    both are done all move rows. If the sum times ``times`` is not below ``limit``, nobody moves any, and
+    SHARED_REFUSED tells. Nobody waits for a thread that has not begun.
+
+    Args:
+        ids, id_bits, padding_row, rows, starts, order: of ``_group``.
+        sums: (stretches of STRETCH_BYTES in the ``n_bytes`` of the gradients,).
+        shared: (8,) int64 zeros, what the threads tell each other.
+        counter: of the first thread; the others are in ``shared``.
+    """
+    own = shared.ctypes.data
+    if _take(counter) == 0:
+        n_groups = _group(ids, id_bits, padding_row, rows, starts, order)
+        _publish(own + 8 * SHARED_GROUPS, n_groups + 1)
+    n_sums = sums.shape[0]
+    zero = numbers[0] - numbers[0]
+    while True:
+        turn = _take(own + 8 * SHARED_SUM)
+        if turn >= n_sums:
+            break
+        first = turn * STRETCH_BYTES
+        sums[turn] = _absolute_sum(zero, grads + first, min(STRETCH_BYTES, n_bytes - first))
+        _take(own + 8 * SHARED_SUMMED)
+    while _published(own + 8 * SHARED_SUMMED) < n_sums or _published(own + 8 * SHARED_GROUPS) == 0:
+        pass
+    bound = 0.0
+    for turn in range(n_sums):
+        bound += np.float64(sums[turn])
+    if not bound * times < limit:
+        shared[SHARED_REFUSED] = 1
+        return
+    _move(
+        kind, numbers, table, first_state, second_state, _published(own + 8 * SHARED_GROUPS) - 1,
+        rows.ctypes.data, starts.ctypes.data, order.ctypes.data, grads, row_of, factor, by_freq, width,
+        ahead, stretch, own + 8 * SHARED_MOVE,
+    )  # fmt: skip
+
+
 # --- threads ------------------------------------------------------------------------------------
 
 
@@ -939,7 +1056,7 @@ def first_outside(ids: Tensor, n_rows: int) -> int:
 def group(ids: Tensor, n_rows: int, padding_row: int | None = None) -> Groups:
     """See :func:`firth.kernels.rows_reference.group`."""
     id_bits = max(n_rows - 1, 0).bit_length()
-    if id_bits + len(ids).bit_length() > 62 or len(ids) >= 1 << 31:  # id and place do not fit one number
+    if _too_many(ids, id_bits):
         return reference.group(ids, n_rows, padding_row)
     rows, starts, order = (np.empty(len(ids) + more, np.int64) for more in (0, 1, 0))
     n = _group(ids.long().numpy(), id_bits, -1 if padding_row is None else padding_row, rows, starts, order)
@@ -947,6 +1064,11 @@ def group(ids: Tensor, n_rows: int, padding_row: int | None = None) -> Groups:
     return Groups(
         torch.from_numpy(rows[:n]), torch.from_numpy(starts[: n + 1]), torch.from_numpy(order[:used])
     )
+
+
+def _too_many(ids: Tensor, id_bits: int) -> bool:
+    """Whether id and place do not fit one number."""
+    return id_bits + len(ids).bit_length() > 62 or len(ids) >= 1 << 31
 
 
 def gather(table: Tensor, ids: Tensor, out: Tensor | None = None) -> Tensor:
@@ -1030,35 +1152,88 @@ def update(
     by_freq: bool,
 ) -> None:
     """See :func:`firth.kernels.rows_reference.update`."""
-    names = list(state_shapes(step.kind, len(table), table.shape[1], step.momentum))
-    if any(state[name].dtype != table.dtype or not state[name].is_contiguous() for name in names):
+    moved = _moved(table, state, step)
+    if moved is None:
         reference.update(table, state, groups, source, step, by_freq)
         return
     source = _plain(groups, source, table.dtype)
     row = first_not_finite(groups, source)
     if row >= 0:
         raise not_finite(row)
-    width = table.shape[1]
-    if not len(groups.order) or not width:
+    if not len(groups.order) or not table.shape[1]:
         return
+    places = len(groups.rows), *(tensor.data_ptr() for tensor in groups)
+    gradients = (_address(tensor) for tensor in source)
+    arguments = (*moved.arguments, *places, *gradients, by_freq, table.shape[1], moved.ahead)
+    _run(_update, arguments, len(groups.order), moved.stretch)
+
+
+def step(
+    table: Tensor,
+    state: Mapping[str, Tensor],
+    ids: Tensor,
+    source: Source,
+    step: Update,
+    padding_row: int | None,
+    by_freq: bool,
+) -> None:
+    """See :func:`firth.kernels.rows_reference.step`."""
+    moved = _moved(table, state, step)
+    id_bits, width = max(len(table) - 1, 0).bit_length(), table.shape[1]
+    grads, row_of, factor = source
+    n_places = len(grads if row_of is None else row_of)
+    if (
+        moved is None
+        or grads.dtype != table.dtype
+        or not grads.is_contiguous()
+        or not len(ids)
+        or n_places < len(ids)
+        or not grads.numel()
+        or _too_many(ids, id_bits)
+    ):
+        update(table, state, group(ids, len(table), padding_row), source, step, by_freq)
+        return
+    row_of = None if row_of is None else row_of.long().contiguous()
+    factor = None if factor is None else factor.detach().to(table.dtype).contiguous()
+    n_bytes = grads.numel() * grads.element_size()
+    scalar = _SCALAR[table.dtype]
+    sums = np.empty(-(-n_bytes // STRETCH_BYTES), scalar)
+    # As in first_not_finite().
+    times = (1.0 if factor is None else float(factor.abs().max())) * (1 if row_of is None else len(ids))
+    shared = np.zeros(8, np.int64)
+    grouping = (
+        ids.long().numpy(),
+        id_bits,
+        -1 if padding_row is None else padding_row,
+        *(np.empty(len(ids) + more, np.int64) for more in (0, 1, 0)),
+    )
+    checking = sums, n_bytes, times, float(np.finfo(scalar).max) / 2, shared
+    gradients = grads.data_ptr(), _address(row_of), _address(factor)
+    arguments = (*moved.arguments, *grouping, *checking, *gradients, by_freq, width, moved.ahead)
+    _run(_step, arguments, len(ids), moved.stretch)
+    if shared[SHARED_REFUSED]:
+        update(table, state, group(ids, len(table), padding_row), source, step, by_freq)
+
+
+class _Moved(NamedTuple):
+    """A table and its state, as the kernels take them."""
+
+    arguments: tuple[Any, ...]
+    ahead: int
+    stretch: int
+
+
+def _moved(table: Tensor, state: Mapping[str, Tensor], step: Update) -> _Moved | None:
+    """``None`` for state that the kernels do not work on."""
+    names = list(state_shapes(step.kind, len(table), table.shape[1], step.momentum))
+    if any(state[name].dtype != table.dtype or not state[name].is_contiguous() for name in names):
+        return None
     states = [state[name].data_ptr() for name in names] + [0, 0]
-    size = width * table.element_size()
+    size = table.shape[1] * table.element_size()
     tables = 2 + sum(state[name].dim() == 2 for name in names)  # gradients counted
-    _run(
-        _update,
-        (
-            _KIND[step.kind],
-            _numbers(step, _SCALAR[table.dtype]),
-            table.data_ptr(),
-            *states[:2],
-            len(groups.rows),
-            *(tensor.data_ptr() for tensor in groups),
-            *(_address(tensor) for tensor in source),
-            by_freq,
-            width,
-            _ahead(tables * size),
-        ),
-        len(groups.order),
+    return _Moved(
+        (_KIND[step.kind], _numbers(step, _SCALAR[table.dtype]), table.data_ptr(), *states[:2]),
+        _ahead(tables * size),
         _stretch(size),
     )
 

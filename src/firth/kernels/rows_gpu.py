@@ -305,3 +305,16 @@ def update(
         if int(refused):
             raise reference.not_finite(_first_wrong(groups, wrong))
     return None
+
+
+def step(
+    table: Tensor,
+    state: Mapping[str, Tensor],
+    ids: Tensor,
+    source: Source,
+    step: Update,
+    padding_row: int | None,
+    by_freq: bool,
+) -> None:
+    """See :func:`firth.kernels.rows_reference.step`."""
+    update(table, state, group(ids, len(table), padding_row), source, step, by_freq)

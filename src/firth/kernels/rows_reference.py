@@ -247,6 +247,26 @@ def update(
     table[rows] = (weights - _change(state, rows, grads, step)).to(table.dtype)
 
 
+def step(
+    table: Tensor,
+    state: Mapping[str, Tensor],
+    ids: Tensor,
+    source: Source,
+    step: Update,
+    padding_row: int | None,
+    by_freq: bool,
+) -> None:
+    """:func:`group` and :func:`update` in one: a step on the rows that ``ids`` name.
+
+    Args:
+        ids: (B,) int32 or int64, contiguous. The rest as there.
+
+    Raises:
+        FloatingPointError, SettingError: as :func:`update`.
+    """
+    update(table, state, group(ids, len(table), padding_row), source, step, by_freq)
+
+
 def _change(state: Mapping[str, Tensor], rows: Tensor, grads: Tensor, step: Update) -> Tensor:
     """What is taken off the weights, (U, D); moves the state of the rows."""
 

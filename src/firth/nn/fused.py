@@ -186,13 +186,13 @@ class FusedOptimizer(RowOptimizer):
             source = _unscaled(source, 1.0 / self.scaler.get_scale())
         with self._lock:
             step, state = self.steps + 1, self.state_of(weight, recipe)
-            groups = kernel.group(ids, table.shape[0], padding_row)
             try:
                 with self.around() if self.around is not None else nullcontext():
-                    kernel.update(table, state, groups, source, recipe.update(step), by_freq)
+                    kernel.step(table, state, ids, source, recipe.update(step), padding_row, by_freq)
             except FloatingPointError:
                 if self.scaler is not None and self.scaler.is_enabled():
                     return
+                groups = kernel.group(ids, table.shape[0], padding_row)
                 raise self._not_finite(int(kernel.first_not_finite(groups, source)), weight) from None
             self.keep(weight, state, step)
             self.last_pass = torch._C._current_graph_task_id()
