@@ -57,7 +57,7 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> None:
     script("bench/common.py", monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["memory", "quality", "search", "speed", "startup"])
+@pytest.mark.parametrize("name", ["memory", "quality", "search", "speed", "startup", "subwords"])
 def test_each_bench_has_help_and_json(name: str) -> None:
     call = [sys.executable, ROOT / "bench" / f"{name}.py", "--help"]
     shown = subprocess.run(call, capture_output=True, text=True, check=True).stdout
@@ -91,6 +91,20 @@ def test_the_startup_bench_sees_wrong_answers(benches: None, monkeypatch: pytest
         startup.gate("firth", {"keys": ["a"], "heavy": ["torch"]}, ["a"])
     with pytest.raises(SystemExit, match="not the nearest"):
         startup.gate("firth", {"keys": ["b"], "heavy": []}, ["a"])
+
+
+def test_the_subwords_bench_writes_a_model_and_sees_a_wrong_number(
+    benches: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    subwords = script("bench/subwords.py", monkeypatch)
+    words = subwords.write(tmp_path / "model.bin", 30, 50, 4)
+    asked = [*words[:5], "größe", "unseen"]
+    expected = subwords.plain(tmp_path / "model.bin", words, asked, 50, 4)
+    found = firth.Vectors.load(tmp_path / "model.bin")[asked]
+    subwords.gate("firth", found, expected)
+    found[6, 3] += 1e-4
+    with pytest.raises(SystemExit, match="no figure is printed"):
+        subwords.gate("firth", found, expected)
 
 
 @pytest.mark.parametrize("end", [b"\n", b" "])
