@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firth.cli.models import check_output, load_all
+from firth.cli.models import load_all, output_format
 from firth.cli.options import JSON, number
 from firth.cli.output import print_json, print_table
 
@@ -64,12 +64,10 @@ def align(
     """
     from firth.comparison import align as turn
     from firth.comparison import read_anchors
-    from firth.formats import format_for_writing
 
     form = None
     if output is not None:
-        check_output(output, [source, target, *([anchors] if anchors else [])], "-o")
-        form = format_for_writing(output, format_).name
+        form = output_format(output, [source, target, *([anchors] if anchors else [])], format_)
     given = None if anchors is None else read_anchors(anchors)
     models = load_all([source, target], "firth align")
     found = turn(

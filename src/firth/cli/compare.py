@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firth.cli.models import check_output, load_all, split
+from firth.cli.models import check_apart, load_all, split
 from firth.cli.options import JSON, TOP, number
 from firth.cli.output import print_json, printable
+from firth.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,8 @@ def compare(
     """
     paths, words = split(arguments, "firth compare")
     if html is not None:
-        check_output(html, paths, "--html")
+        check_apart(html, paths, "--html")
+        check_writable(html)
     models = load_all(paths, "firth compare")
     from firth.comparison import compare as side_by_side
 
@@ -92,8 +94,6 @@ def compare(
         analogies=analogies or (),
     )
     if html is not None:
-        from firth.files import write_text
-
         write_text(html, report.to_html())
         print(f"page written to {html}", file=sys.stderr)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from firth.cli.models import check_output, load_all
+from firth.cli.models import load_all, output_format
 from firth.cli.options import JSON, number
 from firth.cli.output import print_json
 from firth.errors import SettingError
@@ -48,14 +48,12 @@ def merge(
     $ firth compare glove.txt both.safetensors --pairs EN-WS-353-ALL.txt
     """
     from firth.comparison import merge as one_of
-    from firth.formats import format_for_writing
 
-    check_output(output, models, "-o")
-    form = format_for_writing(output, format_)
+    form = output_format(output, models, format_)
     merged = one_of(
         *load_all(models, "firth merge"), method=method, weights=_numbers(weights), dim=dim, missing=missing
     )
-    merged.save(output, format=form.name)
+    merged.save(output, format=form)
     if as_json:
         facts = {"output": str(output), "vectors": len(merged), "dim": merged.vector_size}
         print_json({**facts, **merged.metadata["merge"]})

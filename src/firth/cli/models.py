@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firth.errors import SettingError, StorageError, did_you_mean
-from firth.files import check_writable
 
 if TYPE_CHECKING:
     from firth.vectors import Vectors
@@ -63,17 +62,30 @@ def load_all(paths: Sequence[Path], what: str) -> list[Vectors]:
     return [Vectors.load(path) for path in paths]
 
 
-def check_output(output: Path, inputs: Sequence[Path], what: str) -> None:
+def check_apart(output: Path, inputs: Sequence[Path], what: str) -> None:
     """Refuse to write over a file that is read, before anything is.
 
     Raises:
         SettingError: ``output`` is one of ``inputs``.
-        StorageError: it cannot be written.
     """
     for path in inputs:
         if output.exists() and path.exists() and os.path.samefile(output, path):
             raise SettingError(f"{what}: {output} is one of the files that are read; name another")
-    check_writable(output)
+
+
+def output_format(output: Path, inputs: Sequence[Path], name: str | None) -> str:
+    """The name of the format for ``-o OUT``, checked before long work.
+
+    Raises:
+        SettingError: ``output`` is one of ``inputs``; no such format.
+        StorageError: it cannot be written.
+    """
+    from firth.formats import check_target, format_for_writing
+
+    check_apart(output, inputs, "-o")
+    form = format_for_writing(output, name)
+    check_target(output, form)
+    return form.name
 
 
 def _names_beside(path: Path) -> list[str]:

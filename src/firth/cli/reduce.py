@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from firth.cli.models import check_output
+from firth.cli.models import output_format
 from firth.cli.options import JSON, VECTORS, number
 from firth.cli.output import print_json
 from firth.errors import SettingError
@@ -42,7 +42,6 @@ def reduce(
     $ firth reduce glove.txt --remove-top 1 -o clean.safetensors
     $ firth reduce glove.txt --dim 25 --storage int8 -o small.safetensors
     """
-    from firth.formats import format_for_writing
     from firth.reductions import STORAGES
     from firth.vectors import Vectors
 
@@ -52,10 +51,9 @@ def reduce(
         )
     if storage not in STORAGES:
         raise SettingError(f"--storage is {storage!r}; one of {', '.join(STORAGES)} is expected")
-    check_output(output, [vectors], "-o")
-    form = format_for_writing(output, format_)
-    if storage != "float32" and form.name != "safetensors":
-        raise SettingError(f"--storage {storage} is for safetensors; {form.name} does not keep it")
+    form = output_format(output, [vectors], format_)
+    if storage != "float32" and form != "safetensors":
+        raise SettingError(f"--storage {storage} is for safetensors; {form} does not keep it")
     made = Vectors.load(vectors)
     if remove_top is not None:
         made = made.all_but_the_top(remove_top)
@@ -65,7 +63,7 @@ def reduce(
         made = made.truncate(truncate)
     if storage != "float32":
         made = made.quantized(storage)
-    made.save(output, format=form.name)
+    made.save(output, format=form)
     if as_json:
         facts = {
             "output": str(output),
