@@ -60,7 +60,7 @@ def read_shape(path: Path) -> Shape:
         shape, by_columns, dtype = _parse(file)
     except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
-        raise FormatError(f"{path}: the header of the array is cut or damaged ({reason})") from error
+        raise FormatError(f"{path}: the header of the numpy array is cut or damaged ({reason})") from error
     if dtype.hasobject:
         raise FormatError(
             f"{path} holds Python objects, a pickle that is never opened; save the numbers as float32"
