@@ -39,7 +39,8 @@ class Hidden:
         n_frames: frames written.
         symbols, symbols_needed: symbols in the file, and those that give the payload back: any of them.
         psnr, psnr_least: of luma in dB before encoding, over the film and in its worst frame.
-        ssim: of luma before encoding, of one frame in twelve; ``None`` where frames are too small.
+        ssim: of luma before encoding, of about ten frames, one in fifty of long films; ``None`` where
+            frames are too small.
         flicker, cover_flicker: see :class:`firth.video.metrics.Quality`; ``None`` with a single frame.
         n_bytes, growth: size of the file, and over that of the cover.
         secret: a password seals it. Otherwise everybody with firth can take it out.
@@ -147,7 +148,7 @@ def hide(
         raise SettingError(_too_large(len(blob), room, chosen, info))
     key = locator_key(password)
     cutter = Cutter(blob, chosen.symbol_bytes(info, len(blob)))
-    quality = Quality(info.depth)
+    quality = Quality(info.depth, every=max(1, min(50, info.n_frames // 10)))
     with replacing(target) as file:
         written = Path(file.name)
         log = rewrite(
