@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from firth.errors import SettingError
-from firth.video import pilots
+from firth.video import geometry, pilots
 from firth.video.erasure import Cutter, Joiner
 from firth.video.payload import locator_key, pack, unpack
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
@@ -274,3 +274,34 @@ def test_real_frames(data: Path) -> None:
     whole = joiner.blob()
     assert whole is not None and whole[:2000] == b"w" * 2000
     assert replace(WEB, psnr=45.0).step_for(45.0) < WEB.step
+
+
+@pytest.mark.parametrize("size", [(240, 144), (480, 288)])
+def test_scaled_films_are_read_without_their_size(size: tuple[int, int]) -> None:
+    frames = film(16)
+    blob = b"scaled" * 2
+    after = encoded(own(marked(HARD, frames, blob)), "libx264", {"crf": "23", "preset": "medium"}, size)
+    reader, joiner = HARD.reader(KEY), Joiner()
+    for frame in after:
+        for symbol in reader.read(frame):
+            joiner.add(symbol)
+    assert reader.size is not None
+    assert abs(reader.size[0] - HEIGHT) <= 1 and abs(reader.size[1] - WIDTH) <= 1
+    whole = joiner.blob()
+    assert whole is not None and whole.startswith(blob)
+
+
+def test_sizes_that_are_tried() -> None:
+    sizes = geometry.candidates(270, 480)
+    assert (360, 640) in sizes and (720, 1280) in sizes and (540, 960) in sizes
+    assert (270, 480) not in sizes
+    assert all(height % 2 == width % 2 == 0 for height, width in sizes)
+    assert (1280, 720) in geometry.candidates(640, 360)
+
+
+def test_no_size_fits_what_is_not_marked() -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    reader = HARD.reader(KEY)
+    for frame in film(4):
+        assert reader.read(frame) == []
+    assert reader.size is None

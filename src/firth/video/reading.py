@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firth.video import pilots
+from firth.video import geometry, pilots
 from firth.video.ldpc import code_for
 from firth.video.record import Symbol, unseal
 from firth.video.robust import N_PATTERNS, N_PROBES, STRENGTHS, Layout, Pattern, patterns
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from firth.video.robust import Robust
 
 THRESHOLD = 5.0  # of the match, normal with variance 1: by chance in one frame of 50,000, 64 matches each
+SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
 EXPECTED = 2.0  # the same for the pattern of the frame before and the next, once a symbol was read
 SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
 
@@ -67,12 +68,18 @@ class RobustReader:
     Attributes:
         n_matched: frames in which a pattern of the key was recognised, whether they could be read or not.
         strength: the luma PSNR that was hidden at, once a symbol was read, or ``None``.
+
+    Frames may have been scaled since: where none matches, the sizes of :mod:`firth.video.geometry` are tried
+    on the first, and once more on a later one.
     """
 
     def __init__(self, profile: Robust, key: bytes) -> None:
         self._profile, self._key = profile, key
         self._last: _Last | None = None
         self._pattern = 0
+        self._n_read = 0
+        self._first: Floats | None = None
+        self._size: geometry.Size | None = None
         self._wrong = self._asked = 0
         self.n_matched = 0
         self.strength: float | None = None
@@ -85,6 +92,10 @@ class RobustReader:
     def read(self, luma: NDArray[Any]) -> list[Symbol]:
         """The symbols of a frame whose checks fit."""
         plane = in_8_bits(luma)
+        if self.n_matched == 0:
+            self._search_size(plane)
+        if self._size is not None:
+            plane = geometry.resized(plane, self._size).astype(np.float32)
         layout = self._profile.layout(*plane.shape)
         if not layout.symbol_bytes:
             return []
@@ -100,6 +111,27 @@ class RobustReader:
         if found and self.strength is None:
             self.strength = best.strength
         return found
+
+    @property
+    def size(self) -> geometry.Size | None:
+        """Height and width that frames were scaled back to, or ``None`` if they are read as they come."""
+        return self._size
+
+    def _search_size(self, plane: Floats) -> None:
+        """Try other sizes, at a few moments, as long as nothing matches."""
+        if self._n_read == 0:
+            self._first = plane  # after a cut films begin with a frame that is coded well
+        elif self._n_read in SEARCHES and self._profile.scales and self._first is not None:
+            self._size = geometry.find_size(self._first, self._score)
+            self._first = plane
+        self._n_read += 1
+
+    def _score(self, plane: NDArray[Any]) -> float:
+        layout = self._profile.layout(*plane.shape)
+        if not layout.symbol_bytes:
+            return 0.0
+        matches = self.matches(self._profile.carrier.coefs(plane.astype(np.float32)), layout)
+        return matches[0].score if matches else 0.0
 
     def matches(self, coefs: Floats, layout: Layout) -> list[Match]:
         """The patterns above the threshold, best first."""

@@ -94,6 +94,7 @@ class Robust:
         rate: information bits a coded bit.
         repeat: frames in a row that carry the same.
         spare: part of the symbols that may be lost at the encode which the profile is made for.
+        scales: it is strong enough to be found after scaling.
         psnr: luma PSNR that it is turned down to, one of ``STRENGTHS``.
     """
 
@@ -103,6 +104,7 @@ class Robust:
     rate: float
     repeat: int
     spare: float
+    scales: bool = True
     psnr: float = STRENGTHS[0]
     lossless: bool = field(default=False, init=False)
 
@@ -244,7 +246,7 @@ def _pattern(key: bytes, layout: Layout) -> Pattern:
     )
 
 
-HIGH = Robust("high", BlockCarrier(16, 16), step=34.6, rate=0.72, repeat=1, spare=0.1)
+HIGH = Robust("high", BlockCarrier(16, 16), step=34.6, rate=0.72, repeat=1, spare=0.1, scales=False)
 WEB = Robust("web", BlockCarrier(16, 4), step=69.2, rate=0.38, repeat=1, spare=0.1)
 HARD = Robust("hard", BlockCarrier(32, 8), step=99.0, rate=0.397, repeat=4, spare=0.1)
 PROFILES: Mapping[str, Robust] = MappingProxyType({one.name: one for one in (HIGH, WEB, HARD)})
