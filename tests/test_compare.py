@@ -219,6 +219,16 @@ class TestFunction:
         assert made.row is None and not made.missing and made.heading() == "one (from subwords)"
         assert len(made.neighbours) == 10 and len(report.correlations) == 1
 
+    def test_a_model_without_keys_is_told(self, pair: tuple[firth.Vectors, firth.Vectors]) -> None:
+        from firth.subwords import DenseRows, FloretSubwords
+
+        rows = FloretSubwords(DenseRows(np.ones((9, 12), np.float32)), 2, 3)
+        keyless = firth.Vectors([], np.zeros((0, 12), np.float32), subwords=rows)
+        with pytest.raises(SettingError, match="model 2 has subwords and no keys; vectors_for_all"):
+            firth.compare(pair[0], keyless)
+        chosen = keyless.vectors_for_all(words(COUNT))
+        assert firth.compare(pair[0], chosen, differ=0).shared == COUNT
+
     def test_refusals(self, pair: tuple[firth.Vectors, firth.Vectors]) -> None:
         one, two = pair
         with pytest.raises(SettingError, match="needs two models or more, got 1"):
@@ -249,6 +259,24 @@ class TestFunction:
         other = [firth.Vectors.load(tmp_path / f"{place}.safetensors") for place in (0, 1)]
         assert firth.compare(*other).names == ("0.safetensors", "1.safetensors")
         assert firth.compare(*pair).names == ("model 1", "model 2")
+
+
+def test_files_that_others_wrote(data: Path) -> None:
+    """GloVe and the C tool's vectors: 50 and 200 numbers, another text, another case."""
+    glove = firth.Vectors.load(data / "pretrained" / "glove.6B.50d.first50k.txt.xz", limit=10_000)
+    small = firth.Vectors.load(data / "pretrained" / "word2vec_c" / "vectors.txt")
+    report = firth.compare(glove, small, words=["river"], pairs=data / "eval" / "EN-WS-353-ALL.txt")
+    assert [one.dim for one in report.coverage] == [50, 200]
+    assert report.shared == len({*glove} & {*small}) > 800
+    assert "lake" in [key for key, _ in report.words[0].companies[0].neighbours]
+    assert report.scores[0].values[0] > 0.4 and report.pairs[0].n_pairs == 100_000
+    found = firth.align(small, glove)
+    assert found.before is not None and found.after is not None
+    assert found.after.cosine > 0.1 + found.before.cosine
+    merged = firth.merge(glove, small, weights=[1, 0.2])
+    assert len(merged) == len({*glove} | {*small}) and merged.vector_size == 250
+    score = firth.evaluate.word_pairs(merged, data / "eval" / "EN-WS-353-ALL.txt").spearman
+    assert score > report.scores[0].values[0] - 0.02
 
 
 class Page(HTMLParser):

@@ -17,13 +17,18 @@ Rows = NDArray[np.int64]
 
 
 def check_models(what: str, models: Sequence[Vectors]) -> None:
-    """At least two, and no two the same.
+    """At least two, none without keys, and no two the same.
 
     Raises:
         SettingError: otherwise; the sentence says which.
     """
     if len(models) < 2:
         raise SettingError(f"{what}() needs two models or more, got {len(models)}")
+    for place, one in enumerate(models, 1):
+        if not len(one):
+            raise SettingError(
+                f"{what}(): model {place} has subwords and no keys; vectors_for_all(words) gives it some"
+            )
     for (a, one), (b, other) in combinations(enumerate(models, 1), 2):
         same_file = one.source is not None and other.source is not None and one.source == other.source
         if one is other or (same_file and one.vectors.shape == other.vectors.shape):
