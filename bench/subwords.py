@@ -3,9 +3,10 @@
     python bench/subwords.py --rival-python build/rivals/bin/python
 
 A model of random numbers is written into a temporary folder, by default 300,000 words and 1,000,000
-buckets x 100 (650 MB). Each tool loads it in a process of its own, in turn, round after round, is asked for
-words that it has never seen, and says its CPU seconds and its memory right after loading: the peak, and how
-much of it is anonymous (Linux; the pages of a mapped file are not, and can be dropped by the system).
+buckets x 100 (650 MB). Each tool loads it in a process of its own, in turn, round after round, and says its
+CPU seconds and its memory right after loading: the peak, and how much of it is anonymous (Linux; the pages
+of a mapped file are not, and can be dropped by the system). Then it is asked for 20,000 words of eight
+letters (26 n-grams each) that it has never seen: firth in one call, the others word by word, as they can.
 Printed are the medians.
 
 No figure is printed unless the vectors of 200 words and 200 unseen ones are those of a plain loop over
@@ -49,7 +50,7 @@ report = dict(load_s=time.process_time() - start)
 report["peak"], anonymous = memory()
 report["anonymous"] = anonymous - before
 words = json.load(open(sys.argv[2]))
-asked = ["unseen%dword" % number for number in range({unseen})]
+asked = ["un%06d" % number for number in range({unseen})]  # 26 n-grams each
 start = time.process_time()
 {ask}
 report["words_per_s"] = len(asked) / (time.process_time() - start)

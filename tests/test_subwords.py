@@ -270,11 +270,31 @@ def test_what_keeps_subwords_and_what_does_not(vectors):
         vectors.quantized("int8"),
     ):
         np.testing.assert_array_equal(kept["unseen"], vectors["unseen"])
-    for lost in (vectors.normalized(), vectors.reduce(2)):
-        assert lost.subwords is None and "subwords left out" in lost.metadata["changes"][-1]
-        with pytest.raises(KeyNotFound):
-            lost["unseen"]
+    lost = vectors.normalized()
+    assert lost.subwords is None and "subwords left out" in lost.metadata["changes"][-1]
+    with pytest.raises(KeyNotFound):
+        lost["unseen"]
     assert "subwords" in repr(vectors) and "fasttext" in vectors._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "model", [Model(), Model(model=3, labels=(b"__label__a",), quantised=True, kept=(3, 4, 7))]
+)
+def test_unseen_words_follow_when_vectors_are_turned(tmp_path, monkeypatch, model):
+    """Seen and unseen words stay to one another as they were, and may be written again."""
+    monkeypatch.setattr("firth.subwords.BLOCK", 40)  # several blocks
+    vectors = Vectors.load(model.save(tmp_path))
+    whole = vectors.reduce(5)  # a rotation
+    apart = np.linalg.norm(vectors["unseen"] - vectors["cat"])
+    assert np.linalg.norm(whole["unseen"] - whole["cat"]) == pytest.approx(apart, abs=1e-5)
+    np.testing.assert_allclose(vectors.reduce(2)["unseen"], whole["unseen"][:2], atol=1e-5)
+    np.testing.assert_allclose(whole.truncate(2)["unseen"], whole["unseen"][:2], atol=1e-6)
+    mean = vectors.vectors.mean(axis=0)
+    np.testing.assert_allclose(vectors.all_but_the_top(0)["unseen"], vectors["unseen"] - mean, atol=1e-5)
+    if model.kept is None:
+        whole.save(tmp_path / "turned.bin", format="fasttext")
+        again = Vectors.load(tmp_path / "turned.bin")
+        np.testing.assert_allclose(again[["cat", *UNSEEN]], whole[["cat", *UNSEEN]], atol=1e-5)
 
 
 @pytest.mark.parametrize(

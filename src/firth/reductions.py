@@ -50,7 +50,8 @@ class Reductions:
         Computed in float64; of each component the largest entry is made positive, so that the
         result does not depend on the solver. Without the context table. The numbers come by falling
         variance, so ``truncate`` may cut the result again: ``reduce(vector_size)`` is a rotation that
-        loses nothing, and its first numbers are those of a smaller ``reduce``.
+        loses nothing, and its first numbers are those of a smaller ``reduce``. Rows of subwords are turned
+        like the others, into memory.
 
         Raises:
             SettingError: ``dim`` is not between 1 and ``vector_size``.
@@ -60,20 +61,27 @@ class Reductions:
             raise SettingError(f"reduce(): dim is {dim}; 1 to {own} is possible")
         mean, variances, components = principal(self._matrix)
         components = components[:, :dim]
+
+        def turned(part: Float32s) -> NDArray[np.float64]:
+            found: NDArray[np.float64] = (part - mean) @ components
+            return found
+
         matrix = np.empty((len(self._matrix), dim), np.float32)
         for rows in blocks(self._matrix):
-            matrix[rows] = (self._matrix[rows] - mean) @ components
+            matrix[rows] = turned(self._matrix[rows])
+        subwords = None if self._subwords is None else self._subwords.mapped(turned)
         kept = float(variances[:dim].sum() / max(variances.sum(), np.finfo(float).tiny))
         note = f"reduce: {own} to {dim} numbers, {100 * kept:.1f} % of the variance"
-        result = self._derived(self._keys, matrix, self._counts, None, note)
+        result = self._derived(self._keys, matrix, self._counts, None, note, subwords)
         result._metadata[NESTED] = "principal components"
         return result
 
     def all_but_the_top(self, n: int | None = None) -> Vectors:
         """New ``Vectors`` without what all rows share: the mean, and the first ``n`` principal components.
 
-        The dimension stays. Without the context table. Source: Mu and Viswanath 2018, "All-but-the-Top:
-        Simple and Effective Postprocessing for Word Representations", algorithm 1.
+        The dimension stays. Without the context table; rows of subwords are changed alike, into memory.
+        Source: Mu and Viswanath 2018, "All-but-the-Top: Simple and Effective Postprocessing for Word
+        Representations", algorithm 1.
 
         Args:
             n: components to remove; by default one for each 100 numbers of a vector, at least 1, as the
@@ -89,13 +97,19 @@ class Reductions:
             raise SettingError(f"all_but_the_top(): n is {n}; 0 to {own - 1} components can be removed")
         mean, variances, components = principal(self._matrix)
         top = components[:, :n]
+
+        def cleaned(part: Float32s) -> NDArray[np.float64]:
+            centred = part - mean
+            found: NDArray[np.float64] = centred - (centred @ top) @ top.T
+            return found
+
         matrix = np.empty(self._matrix.shape, np.float32)
         for rows in blocks(self._matrix):
-            part = self._matrix[rows] - mean
-            matrix[rows] = part - (part @ top) @ top.T
+            matrix[rows] = cleaned(self._matrix[rows])
+        subwords = None if self._subwords is None else self._subwords.mapped(cleaned)
         share = float(variances[:n].sum() / max(variances.sum(), np.finfo(float).tiny))
         note = f"all_but_the_top: the mean and {n} components removed, {100 * share:.1f} % of the variance"
-        result = self._derived(self._keys, matrix, self._counts, None, note)
+        result = self._derived(self._keys, matrix, self._counts, None, note, subwords)
         result._metadata.pop(NESTED, None)  # the first numbers may be the ones that were removed
         return result
 
@@ -105,7 +119,8 @@ class Reductions:
         That keeps the best part only where the numbers are ordered by weight: after ``reduce``, or in
         vectors that were trained so (Kusupati et al. 2022, "Matryoshka Representation Learning"), which
         their metadata say by the entry ``"nested"``. firth does not train so. Of other vectors the first
-        numbers are a part like any other, and a warning says so. The context table is cut too.
+        numbers are a part like any other, and a warning says so. The context table and the rows
+        of subwords are cut too.
 
         Raises:
             SettingError: ``dim`` is not between 1 and ``vector_size``.
@@ -122,7 +137,8 @@ class Reductions:
             )
         context = None if self._context_matrix is None else self._context_matrix[:, :dim]
         note = f"truncate: the first {dim} of {own} numbers"
-        return self._derived(self._keys, self._matrix[:, :dim], self._counts, context, note)
+        subwords = None if self._subwords is None else self._subwords.mapped(lambda rows: rows[:, :dim])
+        return self._derived(self._keys, self._matrix[:, :dim], self._counts, context, note, subwords)
 
     def quantized(self, kind: str) -> Vectors:
         """New ``Vectors`` whose numbers are those that ``kind`` can hold, saved in that size.

@@ -11,7 +11,8 @@ Everything here is numpy.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -90,6 +91,7 @@ class Subwords(abc.ABC):
     """
 
     kind: ClassVar[str]
+    kept: Ints | None = None
 
     def __init__(self, table: RowTable, minn: int, maxn: int) -> None:
         if not (0 <= minn <= LONGEST_NGRAM and 0 <= maxn <= LONGEST_NGRAM):
@@ -119,6 +121,22 @@ class Subwords(abc.ABC):
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
         """All but the table, as JSON has it; ``from_settings`` reads it."""
+
+    def mapped(self, change: Callable[[Float32s], NDArray[Any]]) -> Subwords:
+        """New ``Subwords`` whose every row is changed alike, in memory.
+
+        Args:
+            change: rows (N, D) to rows (N, D'). If it is affine, the vector of a word is changed by it too,
+                since a vector is a mean of rows.
+        """
+        parts = (np.asarray(change(part), np.float32) for part in blocks(self.table))
+        first = next(parts)
+        matrix = np.empty((self.table.shape[0], first.shape[1]), np.float32)
+        place = 0
+        for part in itertools.chain([first], parts):
+            matrix[place : place + len(part)] = part
+            place += len(part)
+        return from_settings(self.settings(), DenseRows(matrix), self.kept)
 
     def vectors(self, words: Sequence[str]) -> Float32s:
         """(W, D) float32, new: the mean of the rows of each word; zeros for a word that has none."""
