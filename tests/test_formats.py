@@ -229,6 +229,33 @@ def test_undecodable_keys(tmp_path):
         Vectors.load(path, errors="latin-1")
 
 
+def test_characters_cut_by_the_end_of_a_key(tmp_path, text_reader):
+    path = save(tmp_path, b"3 1\nab\xc3 1\n\xa9c 2\nok 3\n")  # end to end the first two would be UTF-8
+    with pytest.raises(FormatError, match=r"line 2: the key .* is no UTF-8"):
+        Vectors.load(path)
+    assert list(Vectors.load(path, errors="replace")) == ["ab\ufffd", "\ufffdc", "ok"]
+    with pytest.warns(UserWarning, match="last line has no line end"):
+        assert list(Vectors.load(save(tmp_path, b"2 1\nab\xc3 1\n\xa9c 2"), errors="ignore")) == ["ab", "c"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_rounded_as_they_are_read(tmp_path, name, dtype):
+    matrix = np.array([[0.1, 1 / 3], [65504, 1e-7]], np.float32)
+    Vectors(["a", "b"], matrix).save(tmp_path / "v", name)
+    again = Vectors.load(tmp_path / "v", dtype=dtype)
+    assert again.vectors.dtype == np.float32 and (again.vectors == matrix.astype(dtype)).all()
+    again.save(tmp_path / "w.safetensors")
+    assert formats.inspect(tmp_path / "w.safetensors")[1].dtype == dtype
+    Vectors(["a", "b"], 2 * matrix).save(tmp_path / "v", name)
+    if dtype == "float16":
+        with pytest.raises(FormatError, match="'b' holds a number beyond float16"):
+            Vectors.load(tmp_path / "v", dtype=dtype)
+    for wrong in ("float64", "int8", ""):
+        with pytest.raises(SettingError, match="dtype"):
+            Vectors.load(tmp_path / "v", dtype=wrong)
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, "zstd"])
 @pytest.mark.parametrize("name", ["word2vec", "word2vec-binary", "glove"])
 def test_compressed(tmp_path, compress, name):
