@@ -30,8 +30,8 @@ import numpy.typing as npt
 PIECE = 1000
 """The most tokens in a piece."""
 
-STEPS = 1
-"""Goes up when draws or steps change, so that no run is resumed half by other ones."""
+STEPS = 2
+"""Goes up when draws, steps or their rounding change, so that no run is resumed half by other ones."""
 
 EXACT, CLIP, SKIP = 0, 1, 2
 """Pairs with a score beyond 6: as they are; sigmoid taken as 0 or 1 (word2vec.c); left out (gensim)."""
