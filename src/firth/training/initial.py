@@ -87,7 +87,7 @@ def _read_run(folder: Path) -> Vectors:
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         dim, epochs, lr = int(settings["dim"]), int(settings["epochs"]), float(settings["lr"])
-        lr_last = settings["objective"].get("lr_last")
+        lr_last = settings.get("lr_last", settings["objective"].get("lr_last"))
         lr_last = lr * 1e-4 if lr_last is None else min(float(lr_last), lr)
         before = int(settings.get("epochs_before", 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -242,6 +242,7 @@ class _Trainer:
             settings["init"] = self._start.fingerprint
             settings["freeze"] = self.config.freeze
             settings["epochs_before"] = self._start.epochs
+            settings["lr_last"] = self._lr_last  # may come from the run that this one goes on with
         return settings
 
     def vocab(self) -> Vocab:
