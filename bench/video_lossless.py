@@ -107,11 +107,11 @@ def bits(folder: Path, settings: argparse.Namespace) -> None:
                     f"{Path(film).stem:14} {rate:>5.2f} {codec:>6} {room.bits_per_frame:>10,.0f} "
                     f"{done.psnr:>6.2f} {done.ssim:>6.4f} {done.n_bytes / plain[codec]:>6.2f}"
                 )
-    print("growth: over the same film in the same lossless codec with nothing in it")
+    print("growth: over the same film in the same lossless codec with one byte in it")
 
 
 def _recoded(cover: Path, folder: Path, codec: str) -> int:
-    """Bytes of the cover in a lossless codec, with one byte hidden in one frame's worth of bits."""
+    """Bytes of the cover in a lossless codec with a single byte hidden in it."""
     done = video.hide(cover, b"x", folder / "plain.mkv", rate=0.01, codec=codec, force=True)
     return done.n_bytes
 
