@@ -138,10 +138,11 @@ def test_info_of_large_text_without_a_header_estimates(
     assert abs(facts["vectors"] - 100_000) < 1000 and facts["estimated"]
 
 
+@pytest.mark.parametrize("text", ["2 1\na 1\nb 2\n", "a 1\nb 2\n"])
 def test_a_file_that_changes_while_it_is_read(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    Path("t.txt").write_text("2 1\na 1\nb 2\n")
+    Path("t.txt").write_text(text)
     real = firth.formats.text.blocks
 
     def blocks(*arguments: object) -> object:
