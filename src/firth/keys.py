@@ -40,7 +40,9 @@ class Keys(Sequence[str]):
         self._table()
 
     @classmethod
-    def from_bytes(cls, data: NDArray[np.uint8], offsets: NDArray[np.int64], where: str) -> Keys:
+    def from_bytes(
+        cls, data: NDArray[np.uint8], offsets: NDArray[np.int64], where: str, *, checked: bool = False
+    ) -> Keys:
         """Keys that lie end to end in ``data``: key ``i`` is ``data[offsets[i]:offsets[i + 1]]``.
 
         Nothing is decoded before it is needed; that the bytes are keys at all is checked here.
@@ -49,10 +51,20 @@ class Keys(Sequence[str]):
             data: (B,) uint8, UTF-8 (lone surrogates in their three-byte form).
             offsets: (V + 1,) int64, rising.
             where: what the bytes come from, for messages.
+            checked: whether the caller has made sure of all that is checked here.
 
         Raises:
             FormatError: the offsets do not cover the data, or cut a character, or the bytes are no UTF-8.
         """
+        if not checked:
+            cls._check(data, offsets, where)
+        keys = cls.__new__(cls)
+        keys._list, keys._rows, keys._lookups = None, None, 0
+        keys._data, keys._offsets, keys._where = data, offsets, where
+        return keys
+
+    @staticmethod
+    def _check(data: NDArray[np.uint8], offsets: NDArray[np.int64], where: str) -> None:
         sizes = np.diff(offsets)
         if offsets.size == 0 or offsets[0] != 0 or offsets[-1] != data.size or (sizes < 0).any():
             raise FormatError(
@@ -67,10 +79,6 @@ class Keys(Sequence[str]):
         cut = (data[offsets[:-1]] & 0xC0) == 0x80  # a continuation byte cannot begin a key
         if cut.any():
             raise FormatError(f"{where}: key {int(np.argmax(cut))} begins inside a character")
-        keys = cls.__new__(cls)
-        keys._list, keys._rows, keys._lookups = None, None, 0
-        keys._data, keys._offsets, keys._where = data, offsets, where
-        return keys
 
     @classmethod
     def from_rows(cls, rows: dict[str, int]) -> Keys:

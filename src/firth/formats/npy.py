@@ -24,6 +24,7 @@ from firth.files import replacing_together, storage_error
 from firth.formats import text
 from firth.formats.table import Facts, Format, Head, Options, Rows, Table, file_size, floats
 from firth.keys import Keys
+from firth.textfiles import TextFile
 
 NAME = "a numpy array with a vocabulary"
 MAGIC = b"\x93NUMPY"
@@ -137,23 +138,22 @@ def read(path: Path, options: Options) -> Table:
 
 def _read_keys(path: Path, first: int, errors: str) -> tuple[Keys, int]:
     """The first keys, and how many there are."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise storage_error(error, path, "read") from error
     if path.suffix.lower() == ".json":
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise storage_error(error, path, "read") from error
         return _json_keys(path, data, first)
-    lines = data.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    if lines and all(line.endswith(b"\r") for line in lines):
-        lines = [line[:-1] for line in lines]
-    if not lines:
+    rows, found = Rows(path, 0, 0, errors), 0
+    with TextFile(path) as file:
+        for lines in text.line_blocks(file, path):
+            part = lines[: max(0, first - found)]
+            numbers = np.empty((len(part), 0), np.float32)
+            rows.add(part, numbers, lambda row, found=found: f"line {found + row + 1}")  # type: ignore[misc]
+            found += len(lines)
+    if not found:
         raise FormatError(f"{path} is empty: there are no keys in it")
-    rows = Rows(path, 0, 0, errors)
-    part = lines[:first]
-    rows.add(part, np.empty((len(part), 0), np.float32), lambda row: f"line {row + 1}")
-    return rows.keys(), len(lines)
+    return rows.keys(), found
 
 
 def _json_keys(path: Path, data: bytes, first: int) -> tuple[Keys, int]:

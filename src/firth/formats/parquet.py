@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "Parquet"
 GROUP = 65_536  # rows of a group that is written
-BATCH = 1 << 19  # numbers of a batch
+BATCH = 1 << 15  # numbers of a batch
 TOKENS = ("token", "word", "key")
 VECTORS = ("vector", "embedding", "vectors", "embeddings")
 
@@ -52,7 +52,10 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     from pyarrow import parquet as pq
 
+    pool = pa.default_memory_pool()
     try:
+        # Arrow's own pool would keep tens of megabytes, and a ParquetFile takes that of the process.
+        pa.set_memory_pool(pa.system_memory_pool())
         with pq.ParquetFile(path, memory_map=True) as file:
             yield file
     except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
@@ -61,6 +64,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         if error.errno is not None:
             raise storage_error(error, path, "read") from error
         raise FormatError(f"{path} is cut or damaged Parquet ({_reason(error)})") from error
+    finally:
+        pa.set_memory_pool(pool)
 
 
 def _reason(error: Exception) -> str:
@@ -117,7 +122,7 @@ def read(path: Path, options: Options) -> Table:
         # A byte of a file may stand for many rows: the claimed number is not allocated.
         expected = min(file.metadata.num_rows, file_size(path) // (4 * dim) + 1)
         rows = Rows(path, dim, max(0, expected), options.errors)
-        for batch in file.iter_batches(max(1, BATCH // dim), columns=[name for name in names if name]):
+        for batch in file.iter_batches(max(1, BATCH // dim), columns=[name for name in names if name], use_threads=False):
             left = None if options.limit is None else options.limit - len(rows)
             if left == 0:
                 break

@@ -17,17 +17,17 @@ Source: https://www.tensorflow.org/tensorboard/tensorboard_projector_plugin.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from firth.errors import FormatError
 from firth.files import replacing_folder, storage_error
 from firth.formats import text
-from firth.formats.table import Facts, Format, Head, Options, Rows, Table, names_in
+from firth.formats.table import Facts, Format, Head, Options, Rows, Table, names_in, warn
 from firth.textfiles import TextFile
 
 NAME = "the projector's table"
@@ -36,6 +36,7 @@ MARK = "# Written by firth"
 ESCAPED = "# firth: escaped"
 _UNESCAPE = re.compile(r"\\(?:[\\trn]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _PLAIN = {"\\\\": "\\", "\\t": "\t", "\\r": "\r", "\\n": "\n"}
+_KEYS = (b"token", b"word", b"key")
 MANY = 100_000  # points beyond which a browser gives up
 
 
@@ -60,29 +61,33 @@ def read(path: Path, options: Options) -> Table:
         StorageError: one cannot be read.
     """
     place = _place(path)
-    keys, counts = _read_metadata(place, options)
     dim = _dim(place.tensors)
-    with TextFile(place.tensors) as file:
+    counts: list[int] = []
+    with TextFile(place.tensors) as file, TextFile(place.metadata) as words:
+        keys = _keys(words, place, options.errors, counts)
         expected = 0 if file.compression is not None else text.most_numbers(place.tensors, dim)
-        rows = Rows(place.tensors, dim, min(expected, len(keys)), "strict")
+        if options.limit is not None:
+            expected = min(expected, options.limit)
+        rows = Rows(place.tensors, dim, expected, "surrogatepass")
         for data in text.blocks(file, place.tensors):
             start = len(rows)
             values = text.parse_numbers(data, place.tensors, start + 1, dim, "\t")
-            part = keys[start : start + len(values)]
-            full = options.limit is not None and len(part) < len(values) and len(keys) == options.limit
-            if len(part) < len(values) and not full:
-                raise FormatError(
-                    f"{path}: {METADATA} has {len(keys):,} keys and {TENSORS} has more rows; they do not fit"
-                )
-            encoded = [key.encode("utf-8", "surrogatepass") for key in part]
-            rows.add(encoded, values[: len(part)], lambda row, start=start: f"line {start + row + 1}")  # type: ignore[misc]
-            if full:
+            wanted = len(values) if options.limit is None else min(len(values), options.limit - start)
+            part = list(islice(keys, wanted))
+            if len(part) < wanted:
+                raise _misfit(path, f"{start + len(part):,} keys", "more rows")
+            rows.add(part, values[:wanted], lambda row, start=start: f"line {start + row + 1}")  # type: ignore[misc]
+            if len(rows) == options.limit:
                 break
-    if len(rows) < len(keys):
-        raise FormatError(
-            f"{path}: {METADATA} has {len(keys):,} keys and {TENSORS} {len(rows):,} rows; they do not fit"
-        )
-    return rows.table(counts)
+        found = len(rows)
+        more = 0 if found == options.limit else sum(1 for _ in keys)
+    if more:
+        raise _misfit(path, f"{found + more:,} keys", f"{found:,} rows")
+    return rows.table(np.array(counts[:found], np.int64) if counts else None)
+
+
+def _misfit(path: Path, keys: str, rows: str) -> FormatError:
+    return FormatError(f"{path}: {METADATA} has {keys} and {TENSORS} {rows}; they do not fit")
 
 
 def _place(path: Path) -> Place:
@@ -108,39 +113,30 @@ def _dim(path: Path) -> int:
     return line.count(b"\t") + 1
 
 
-def _read_metadata(place: Place, options: Options) -> tuple[list[str], NDArray[np.int64] | None]:
-    """The keys, and the counts where there is a column of them."""
-    with TextFile(place.metadata) as file:
-        lines = file.read().split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    if lines and all(line.endswith(b"\r") for line in lines):
-        lines = [line[:-1] for line in lines]
-    first, column = 1, None
-    titles = [] if not lines else lines[0].split(b"\t")
-    key_column = next((titles.index(name) for name in (b"token", b"word", b"key") if name in titles), 0)
-    if len(titles) > 1:
-        first, lines = 2, lines[1:]
-        column = titles.index(b"count") if b"count" in titles else None
-    lines = lines[: options.limit]
-    if not lines:
-        raise FormatError(f"{place.metadata} is empty: there are no keys in it")
-    keys: list[str] = []
-    counts: list[int] = []
-    for number, line in enumerate(lines, first):
-        cells = line.split(b"\t") if len(titles) > 1 else [line]
-        if len(cells) != max(1, len(titles)):
-            raise FormatError(
-                f"{place.metadata}, line {number}: {len(cells)} columns; {max(1, len(titles))} are expected"
-            )
-        keys.append(_decoded(cells[key_column], place, number, options.errors))
-        if column is not None:
-            if not re.fullmatch(rb"\d{1,18}", cells[column]):
+def _keys(file: TextFile, place: Place, errors: str, counts: list[int]) -> Iterator[bytes]:
+    """The keys as UTF-8, lone surrogates in three bytes; counts, where there are some, go to ``counts``."""
+    number, titles, key_column, count_column = 0, [b""], 0, -1
+    for lines in text.line_blocks(file, place.metadata):
+        for line in lines:
+            number += 1
+            cells = [line] if len(titles) == 1 and number > 1 else line.split(b"\t")
+            if number == 1 and len(cells) > 1:  # several columns have a header, one has none
+                titles = cells
+                key_column = next((titles.index(name) for name in _KEYS if name in titles), 0)
+                count_column = titles.index(b"count") if b"count" in titles else -1
+                continue
+            if len(cells) != len(titles):
                 raise FormatError(
-                    f"{place.metadata}, line {number}: the count {cells[column]!r} is no number"
+                    f"{place.metadata}, line {number}: {len(cells)} columns; {len(titles)} are expected"
                 )
-            counts.append(int(cells[column]))
-    return keys, np.array(counts, np.int64) if column is not None else None
+            if count_column >= 0:
+                count = cells[count_column]
+                if not re.fullmatch(rb"\d{1,18}", count):
+                    raise FormatError(f"{place.metadata}, line {number}: the count {count!r} is no number")
+                counts.append(int(count))
+            yield _decoded(cells[key_column], place, number, errors).encode("utf-8", "surrogatepass")
+    if number == 0 or (number == 1 and len(titles) > 1):
+        raise FormatError(f"{place.metadata} is empty: there are no keys in it")
 
 
 def _decoded(cell: bytes, place: Place, number: int, errors: str) -> str:
@@ -162,10 +158,12 @@ def _decoded(cell: bytes, place: Place, number: int, errors: str) -> str:
 def inspect(path: Path, options: Options) -> Facts:
     """Keys are counted, they are a small part of the folder; numbers are not read."""
     place = _place(path)
-    keys, counts = _read_metadata(place, options)
-    return Facts(
-        len(keys), _dim(place.tensors), "text", tuple(keys[:10]), ("counts",) if counts is not None else ()
-    )
+    counts: list[int] = []
+    with TextFile(place.metadata) as words:
+        keys = _keys(words, place, options.errors, counts)
+        first = tuple(key.decode("utf-8", "surrogatepass") for key in islice(keys, 10))
+        rows = len(first) + sum(1 for _ in keys)
+    return Facts(rows, _dim(place.tensors), "text", first, ("counts",) if counts else ())
 
 
 def write(path: Path, table: Table) -> None:
@@ -176,6 +174,11 @@ def write(path: Path, table: Table) -> None:
         StorageError: the folder cannot be written, or is somebody else's.
     """
     check(path, table.keys)
+    if len(table.keys) > MANY:
+        warn(
+            f"{path}: {len(table.keys):,} points, and browsers give up beyond some {MANY:,}; "
+            "firth convert --limit keeps the first"
+        )
     names = table.keys.to_list()
     escaped = any(_odd(key) for key in names)
     cells = [_escape(key) for key in names] if escaped else names
@@ -222,15 +225,6 @@ def check(path: Path, keys: Iterable[str]) -> None:
     """Refuse keys without a form in UTF-8 by ``FormatError``."""
     for key in keys:
         text.encode_key(key, path, NAME, ends=True)
-
-
-def too_many(rows: int) -> str:
-    """A sentence where a browser would give up, else ``""``."""
-    return (
-        f"the projector shows about {MANY:,} points and there are {rows:,}; --limit keeps the first"
-        if rows > MANY
-        else ""
-    )
 
 
 FORMAT = Format(

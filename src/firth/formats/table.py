@@ -290,7 +290,7 @@ class Rows:
                 f"{self._path}: the key {_key(data, offsets, row)!r} of row {row:,} occurs twice; "
                 "one key a row is expected"
             )
-        return Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path))
+        return Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path), checked=True)
 
     def table(self, counts: NDArray[np.int64] | None = None, metadata: dict[str, Any] | None = None) -> Table:
         """What was added, without the repeats of a key; they are counted in a warning.
@@ -321,7 +321,7 @@ class Rows:
                 matrix[start : start + len(part)] = matrix[part]
             matrix.resize((len(rows), self.dim), refcheck=False)
             counts = None if counts is None else counts[rows]
-        keys = Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path))
+        keys = Keys.from_bytes(np.frombuffer(data, np.uint8), offsets, str(self._path), checked=True)
         return Table(keys, matrix, counts, metadata=metadata or {})
 
     def _joined(self) -> tuple[bytes, NDArray[np.int64]]:
@@ -373,14 +373,11 @@ def _is_utf8(keys: bytes, sizes: NDArray[np.int64]) -> bool:
 
 def _repeats(data: bytes, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows whose key an earlier row has, rising."""
-    hashes = np.empty(len(offsets) - 1, np.int64)
-    for start in range(0, len(hashes), SOME):
-        ends = offsets[start : start + SOME + 1].tolist()
-        hashes[start : start + SOME] = [hash(data[a:b]) for a, b in pairwise(ends)]
-    ordered = np.sort(hashes)
-    if not (ordered[1:] == ordered[:-1]).any():
+    hashes = _hashes(data, offsets)
+    hashes.sort()  # in place: most often this is all there is to do
+    if not (hashes[1:] == hashes[:-1]).any():
         return np.zeros(0, np.int64)
-    del ordered
+    hashes = _hashes(data, offsets)
     order = np.argsort(hashes, kind="stable")
     equal = np.flatnonzero(np.diff(hashes[order]) == 0)
     rows = np.unique(np.concatenate((order[equal], order[equal + 1])))
@@ -392,6 +389,14 @@ def _repeats(data: bytes, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
             found.append(row)
         seen.add(key)
     return np.array(found, np.int64)
+
+
+def _hashes(data: bytes, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    hashes = np.empty(len(offsets) - 1, np.int64)
+    for start in range(0, len(hashes), SOME):
+        ends = offsets[start : start + SOME + 1].tolist()
+        hashes[start : start + SOME] = [hash(data[a:b]) for a, b in pairwise(ends)]
+    return hashes
 
 
 def warn(sentence: str) -> None:

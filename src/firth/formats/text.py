@@ -87,6 +87,18 @@ def blocks(file: TextFile, path: Path) -> Iterator[bytes]:
         yield rest
 
 
+def line_blocks(file: TextFile, path: Path) -> Iterator[list[bytes]]:
+    """The rest of a file as lists of lines without their ends: ``\\r\\n`` where the first line has it."""
+    crlf = None
+    for data in blocks(file, path):
+        lines = data.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        if crlf is None:
+            crlf = lines[0].endswith(b"\r")
+        yield [line.removesuffix(b"\r") for line in lines] if crlf else lines
+
+
 def read_rows(
     file: TextFile, path: Path, dim: int, rows: Rows, *, first_line: int, named: bool, limit: int | None
 ) -> int:

@@ -19,7 +19,7 @@ from firth.formats.word2vec_text import check_sizes, is_binary, sizes
 from firth.textfiles import TextFile
 
 NAME = "word2vec binary"
-CHUNK = 1 << 22
+CHUNK = 1 << 19
 LONGEST_KEY = 1 << 16
 
 
