@@ -239,7 +239,7 @@ def test_the_last_two_checkpoints_stay_and_leftovers_go(corpus, tmp_path):
     assert [name for _, name, _ in seen] == [f"checkpoint-{place:015d}" for place in places]
     assert [count for *_, count in seen] == [2, *[3] * 11]  # one of them is mine
     names = ["checkpoint-000000000022000", "checkpoint-000000000024000", "checkpoint-of-mine"]
-    assert sorted(path.name for path in run.iterdir()) == [*names, "lock", "settings.json", "vocab.txt"]
+    assert sorted(path.name for path in run.iterdir()) == [*names, "lock", "run.vocab", "settings.json"]
 
 
 @pytest.mark.parametrize(

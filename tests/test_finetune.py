@@ -374,13 +374,13 @@ def test_run_folders_that_give_no_start(corpus, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="another process is training"):
             load_start(run)
-    (run / "vocab.txt").rename(run / "away")
+    (run / "run.vocab").rename(run / "away")
     with pytest.raises(RunError, match="made by an older firth"):
         load_start(run)
-    firth.Vocab(["a", "b"]).save(run / "vocab.txt")
-    with pytest.raises(RunError, match=r"has 2 words in vocab\.txt and tables of 240 rows"):
+    firth.Vocab(["a", "b"]).save(run / "run.vocab")
+    with pytest.raises(RunError, match=r"has 2 words in run\.vocab and tables of 240 rows"):
         load_start(run)
-    (run / "away").replace(run / "vocab.txt")
+    (run / "away").replace(run / "run.vocab")
     settings = (run / "settings.json").read_text()
     for wrong in ("[]", "{", '{"dim": null}', json.dumps({**json.loads(settings), "objective": 3})):
         (run / "settings.json").write_text(wrong)

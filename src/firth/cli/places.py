@@ -118,7 +118,7 @@ def _remove_run(folder: Path, own: bool) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for part in (*folder.glob("checkpoint-*"), *folder.glob(".tmp-*")):
                 remove_tree(part)
-            for name in ("settings.json", "vocab.txt"):
+            for name in ("settings.json", "run.vocab"):
                 (folder / name).unlink(missing_ok=True)
             (folder / "lock").unlink()
     except OSError:

@@ -4,7 +4,7 @@
 
     RUN/lock                  held by flock while a process trains; dies with it
     RUN/settings.json         what the run was started with
-    RUN/vocab.txt             the words of the rows, with the counts of the result
+    RUN/run.vocab             the words of the rows, with the counts of the result
     RUN/checkpoint-PLACE/     inputs.npy, outputs.npy, state.json; the last two are kept
 """
 
@@ -26,7 +26,7 @@ from firth.errors import RunError, StorageError
 from firth.files import remove_tree, storage_error, sync_folder, write_text
 from firth.vocab import Vocab
 
-VOCAB = "vocab.txt"
+VOCAB = "run.vocab"
 
 KEPT = 2
 """So many checkpoints stay, the last ones."""
@@ -160,8 +160,9 @@ class RunFolder:
         file = self.path / "settings.json"
         for leftover in self.path.glob(".tmp-*"):  # of a process that was killed while it saved
             remove_tree(leftover)
-        for half in self.path.glob(f".{file.name}.*.tmp"):
-            half.unlink(missing_ok=True)
+        for name in (file.name, VOCAB):
+            for half in self.path.glob(f".{name}.*.tmp"):
+                half.unlink(missing_ok=True)
         found = self.checkpoints()
         if found:
             there = self._read_settings(file)
