@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import warnings
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firth import cli
 from firth import ngrams as fast
 from firth.errors import FirthError, FormatError, KeyNotFound, SettingError, ShapeError
 from firth.subwords import (
@@ -20,7 +23,7 @@ from firth.subwords import (
     sum_rows,
 )
 from firth.vectors import Vectors
-from subword_models import UNSEEN, Model, floret_vector, fnv1a, murmur3, ngrams
+from subword_models import UNSEEN, Model, floret_lines, floret_vector, fnv1a, murmur3, ngrams
 
 TABLE = np.random.default_rng(0).standard_normal((61, 6)).astype(np.float32)
 WORDS = [b"", b"a", b"cat", "größe".encode(), "日本語".encode(), b"\xff\xfe", b"a\x80\x80b", b"long" * 20]
@@ -365,3 +368,29 @@ def test_a_native_file_whose_subwords_lie(tmp_path):
         except FirthError:
             refused += 1
     assert refused > 50
+
+
+# -- on the command line
+
+
+def test_unseen_words_on_the_command_line(tmp_path, capsys, monkeypatch):
+    path = str(Model().save(tmp_path))
+    assert cli.run(["similar", path, "unseen", "--json"]) == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("unseen\n日本語\n".encode()), "utf-8"))
+    assert cli.run(["similar", path, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["query"] for line in lines] == ["unseen", "unseen", "日本語"] and lines[0] == lines[1]
+    plain = Vectors.load(path)
+    assert lines[2]["neighbours"][0][0] == plain.most_similar("日本語")[0][0]
+
+
+def test_converting_on_the_command_line(tmp_path, capsys):
+    path = str(Model().save(tmp_path))
+    assert cli.run(["convert", path, str(tmp_path / "again.bin"), "--format", "fasttext"]) == 0
+    assert Vectors.load(tmp_path / "again.bin").has_vector("unseen")
+    assert cli.run(["convert", path, str(tmp_path / "v.vec")]) == 0
+    assert "does not keep" in (said := capsys.readouterr().err) and "subwords" in said
+    (tmp_path / "t.floret").write_bytes(floret_lines(TABLE))
+    assert cli.run(["convert", str(tmp_path / "t.floret"), str(tmp_path / "t.vec")]) == 1
+    said = capsys.readouterr().err
+    assert "there are no keys" in said and not (tmp_path / "t.vec").exists()

@@ -65,7 +65,7 @@ def convert(
     if space_as is not None:
         table = _without_spaces(table, vectors, space_as)
     form.check(output, table.keys)
-    form.write(output, table)
+    formats.write(output, table, form.name)
     rows, dim = table.matrix.shape
     lost = formats.lost(formats.parts_of(table), form)
     if as_json:
