@@ -1,5 +1,6 @@
 """Films written anew: the luma that was asked for, and everything else as it was."""
 
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed")
 import clips  # noqa: E402
 from firth.errors import FormatError, MissingExtra, SettingError, StorageError  # noqa: E402
 from firth.video.codecs import LOSSLESS, container_for, encoder_for  # noqa: E402
-from firth.video.frames import luma_frames, open_video, probe  # noqa: E402
+from firth.video.frames import ATTACHED_PICTURE, attached_picture, luma_frames, open_video, probe  # noqa: E402
 from firth.video.writing import FrameLog, lost, rewrite  # noqa: E402
 
 
@@ -129,6 +130,86 @@ def test_subtitles_and_attachments_go_along(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "out.mkv")) as out:
         assert sum(1 for packet in out.demux(subtitles=0) if packet.size) == 2
         assert out.streams.attachments[0].data == b"a font" * 50
+
+
+def test_interlaced_films_stay_so(tmp_path: Path) -> None:
+    cover = clips.clip(tmp_path / "cover.mp4", options={"flags": "+ilme+ildct", "x264-params": "tff=1"})
+    for out, codec in (("out.mkv", "ffv1"), ("out.mp4", "x264")):
+        written(cover, tmp_path / out, codec)
+        assert_only_luma_changed(cover, tmp_path / out)
+        with av.open(str(tmp_path / out)) as film:
+            assert next(film.decode(video=0)).interlaced_frame
+            assert film.streams.video[0].codec_context.field_order == 2  # top first
+    written(cover, tmp_path / "out.mkv", "vp9")
+    assert lost(cover, tmp_path / "out.mkv") == ["the interlacing"]
+
+
+def test_cover_art_goes_along(tmp_path: Path) -> None:
+    encoder = av.CodecContext.create("png", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 32, 32, "rgb24"
+    encoder.time_base = Fraction(1, 25)
+    art = tmp_path / "art.png"
+    art.write_bytes(b"".join(map(bytes, encoder.encode(av.VideoFrame(32, 32, "rgb24")))))
+    plain = clips.clip(tmp_path / "plain.mp4")
+    cover = tmp_path / "cover.mp4"
+    with av.open(str(plain)) as film, av.open(str(art)) as picture, av.open(str(cover), "w") as out:
+        copies = {one.index: out.add_stream_from_template(one, opaque=True) for one in film.streams}
+        cover_art = out.add_stream_from_template(picture.streams.video[0], opaque=True)
+        cover_art.disposition = ATTACHED_PICTURE
+        for source in (picture, film):
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = cover_art if source is picture else copies[packet.stream.index]
+                    out.mux(packet)
+    assert probe(cover).codec == "h264"  # and not the picture
+    for name, codec in (("out.mp4", "x264"), ("out.mkv", "ffv1")):
+        written(cover, tmp_path / name, codec)
+        assert_only_luma_changed(cover, tmp_path / name)
+        with av.open(str(tmp_path / name)) as film:
+            pictures = [one for one in film.streams.video if int(one.disposition) & ATTACHED_PICTURE]
+            assert len(pictures) == 1
+            assert attached_picture(tmp_path / name, pictures[0].index) == art.read_bytes()
+
+
+def test_damaged_files_give_frames_or_a_sentence(tmp_path: Path) -> None:
+    wholes = [
+        clips.clip(tmp_path / name, n_frames=4, width=64, height=48, tags={"title": "a film"})
+        for name in ("whole.mp4", "whole.mkv")
+    ]
+    chance = np.random.default_rng(0)
+    n_read = 0
+    for number in range(60):
+        whole = wholes[number % 2]
+        damaged = bytearray(whole.read_bytes())
+        if number % 3 == 0:
+            del damaged[int(chance.integers(len(damaged))) :]
+        for place in chance.integers(0, len(damaged), 20 if number % 3 == 1 else 0).tolist():
+            damaged[place] ^= 1 << int(chance.integers(8))
+        head = len(damaged) - 1500 if whole.suffix == ".mp4" else 0  # where tables and tags stand
+        for place in chance.integers(0, 1500, 6 if number % 3 == 2 else 0).tolist():
+            damaged[max(0, head) + place] = int(chance.integers(256))
+        path = tmp_path / f"damaged{whole.suffix}"
+        path.write_bytes(damaged)
+        for read in (probe, lambda path: list(luma_frames(path)), lambda path: rewritten(path, tmp_path)):
+            try:
+                read(path)
+                n_read += 1
+            except (FormatError, SettingError) as error:
+                assert "\n" not in str(error)
+    assert 30 < n_read < 180
+
+
+def rewritten(path: Path, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of streams that are left out
+        out = folder / "out.mkv"
+        rewrite(path, out, container_for(out), LOSSLESS["ffv1"], flip, name=out.name)
+
+
+def test_tags_that_are_not_text(tmp_path: Path) -> None:
+    cover = clips.clip(tmp_path / "cover.mp4", tags={"title": "a film"})
+    cover.write_bytes(cover.read_bytes().replace(b"a film", b"a f\xfflm"))
+    assert probe(cover).n_frames == 12
 
 
 def test_oblong_pixels(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def open_video(path: str | os.PathLike[str]) -> tuple[InputContainer, VideoStrea
     try:
         with open(name, "rb"):  # an honest reason where there is none to be had from FFmpeg
             pass
-        container = av.open(f"file:{os.path.abspath(name)}", options={"protocol_whitelist": "file"})
+        container = _opened(name)
     except av.FFmpegError as error:
         raise FormatError(f"{name} is not a video that can be read: {_reason(error)}") from error
     except OSError as error:
@@ -193,6 +193,20 @@ def decoded(packet: Any) -> list[VideoFrame]:
         return []
 
 
+def attached_picture(path: str | os.PathLike[str], stream_number: int) -> bytes:
+    """The file of the cover art that a stream holds.
+
+    Args:
+        path: the file, as FFmpeg was given it or by name.
+        stream_number: of the stream in it.
+    """
+    with _opened(os.fspath(path).removeprefix("file:")) as container:
+        for packet in container.demux(container.streams[stream_number]):
+            if packet.size:
+                return bytes(packet)
+    return b""
+
+
 def luma_view(frame: VideoFrame) -> Luma:
     """The luma plane of a frame, (height, width), as a view into its buffer."""
     return plane_view(frame, 0)
@@ -237,6 +251,14 @@ def display_matrix(frame: VideoFrame) -> list[int] | None:
         if getattr(getattr(data, "type", None), "name", "") == "DISPLAYMATRIX":
             return [int(value) for value in np.frombuffer(bytes(data), "<i4")]
     return None
+
+
+def _opened(name: str) -> InputContainer:
+    """A local file, and nothing that it points at; tags that are no UTF-8 are mended."""
+    found: InputContainer = load_av().open(
+        f"file:{os.path.abspath(name)}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+    )
+    return found
 
 
 def _film(container: InputContainer, name: str) -> VideoStream:

@@ -25,6 +25,8 @@ from firth.files import storage_error
 from firth.progress import SILENT, Reporter
 from firth.video.codecs import Container, Encoder, plain_format
 from firth.video.frames import (
+    ATTACHED_PICTURE,
+    attached_picture,
     decoded,
     display_matrix,
     load_av,
@@ -243,7 +245,15 @@ class _Job:
                     f"{self._name} takes no data streams; number {stream.index} is left out", stacklevel=2
                 )
             return
-        what = f"stream {stream.index} ({stream.type}, {stream.name or 'unknown codec'})"
+        if int(stream.disposition) & ATTACHED_PICTURE and self._target.format.name == "matroska":
+            ending = "jpg" if stream.name == "mjpeg" else str(stream.name)
+            kind = "image/jpeg" if stream.name == "mjpeg" else f"image/{stream.name}"
+            # Where players look for cover art in Matroska, and what FFmpeg reads as such.
+            self._target.add_attachment(
+                f"cover.{ending}", kind, attached_picture(self._source.name, stream.index)
+            )
+            return
+        what = f"stream {stream.index} ({stream.type}, {getattr(stream, 'name', None) or 'unknown codec'})"
         try:
             copy = self._target.add_stream_from_template(stream, opaque=True)
         except ValueError as error:
@@ -261,6 +271,10 @@ class _Job:
             setattr(context, tag, getattr(frame, tag))
         if frame.format.name.startswith("yuvj"):
             context.color_range = 2  # full: the name says it in place of the tag
+        if frame.interlaced_frame and self._encoder.codec == "libx264":
+            context.options = {**self._encoder.options, "flags": "+ilme+ildct"}
+        if frame.interlaced_frame:
+            context.field_order = self._film.codec_context.field_order
         self._out.set_display_matrix(display_matrix(frame))
         av = load_av()
         try:
@@ -348,6 +362,7 @@ def _facts(path: str | os.PathLike[str]) -> dict[str, Any]:
                 context = film.codec_context
                 full = frame.format.name.startswith("yuvj")
                 facts["the rotation"] = display_matrix(frame)
+                facts["the interlacing"] = frame.interlaced_frame
                 facts |= {
                     f"the colour tag {tag}": getattr(context, tag)
                     for tag in _COLOURS
