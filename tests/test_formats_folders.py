@@ -263,7 +263,7 @@ def test_a_trained_row_of_unknown_words_is_a_key(tmp_path):
         ({"vocab": {"a": 1 << 40}}, "number 1099511627776"),
         ({"vocab": {"a": 0.5}}, "number 0.5"),
         ({"vocab": {"a": 0, "b": 0}}, "the same number 0"),
-        ({"vocab": [["a", 0], ["a", 0]]}, "a token has two numbers"),
+        ({"vocab": [["a", 0], ["a", 0], ["c", 0]]}, "'a' of row 1 occurs twice"),
         ({"vocab": [[], 3]}, "None"),
         ({"vocab": {}}, "holds no tokens"),
         ({"vocab": 3}, "no vocabulary"),

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from firth.errors import FormatError
 from firth.files import replacing_folder, storage_error
 from firth.formats import safetensors, static_card
-from firth.formats.table import PIECE, Facts, Format, Head, Options, Table, floats, names_in, warn
+from firth.formats.table import PIECE, SOME, Facts, Format, Head, Options, Rows, Table, floats, names_in, warn
 from firth.keys import Keys
 
 NAME = "a sentence-transformers folder"
@@ -91,20 +92,29 @@ def read(path: Path, options: Options) -> Table:
     folder = _module(path)
     tensors = _Tensors(folder / WEIGHTS)
     tokens, unknown = _tokens(folder / TOKENIZER, tensors)
-    kept = [row for row, token in enumerate(tokens) if token]
-    if unknown is not None and unknown in kept and len(kept) > 1 and not tensors.row(unknown).any():
-        kept.remove(unknown)  # a row of zeros that stands for words that have none
-    kept = kept[: options.limit]
-    keys = Keys(tokens[row] for row in kept)
+    there = np.fromiter(map(bool, tokens), bool, len(tokens))
+    if unknown is not None and there[unknown] and there.sum() > 1 and not tensors.row(unknown).any():
+        there[unknown] = False  # a row of zeros that stands for words that have none
+    kept = np.flatnonzero(there)[: options.limit]
+    keys = _keys(folder / TOKENIZER, tokens, kept)
     counts = tensors.counts
     if counts is not None and kept[-1] >= len(counts):
         raise FormatError(f"{folder / WEIGHTS}: 'counts' are {len(counts):,}; one for each token is expected")
     return Table(
         keys,
-        tensors.matrix(np.array(kept)),
+        tensors.matrix(kept),
         None if counts is None else counts[kept].astype(np.int64),
         metadata=_metadata(path),
     )
+
+
+def _keys(path: Path, tokens: list[str], kept: NDArray[np.int64]) -> Keys:
+    """The tokens of these rows; kept as bytes, which take less than strings."""
+    rows = Rows(path, 0, 0, "surrogatepass")
+    for start in range(0, len(kept), SOME):
+        part = [tokens[row].encode("utf-8", "surrogatepass") for row in kept[start : start + SOME].tolist()]
+        rows.add(part, np.empty((len(part), 0), np.float32), lambda row: f"token {row}")
+    return rows.keys()
 
 
 class _Tensors:
@@ -185,20 +195,18 @@ def _tokens(path: Path, tensors: _Tensors) -> tuple[list[str], int | None]:
     data = _load(path)
     model = data.get("model") if isinstance(data, dict) else None
     vocab = model.get("vocab") if isinstance(model, dict) else None
+    pairs: Iterable[tuple[Any, Any]]
     if isinstance(vocab, list):  # Unigram: [token, score] by number
-        pairs: list[tuple[Any, Any]] = [
-            (one[0] if isinstance(one, list) and one else None, row) for row, one in enumerate(vocab)
-        ]
+        pairs = ((one[0] if isinstance(one, list) and one else None, row) for row, one in enumerate(vocab))
     elif isinstance(vocab, dict):
-        pairs = list(vocab.items())
+        pairs = vocab.items()
     else:
         raise FormatError(f"{path} has no vocabulary; a tokenizer of the tokenizers library is expected")
-    added = data.get("added_tokens") or []
-    for one in added if isinstance(added, list) else []:
-        if isinstance(one, dict):
-            pairs.append((one.get("content"), one.get("id")))
+    added = data.get("added_tokens")
+    listed = [one for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+    more = ((one.get("content"), one.get("id")) for one in listed)
     tokens = [""] * tensors.tokens
-    for token, row in pairs:
+    for token, row in chain(pairs, more):
         if not isinstance(token, str) or type(row) is not int or not 0 <= row < tensors.tokens:
             raise FormatError(
                 f"{path}: the token {token!r} has the number {row!r}; "
@@ -207,8 +215,6 @@ def _tokens(path: Path, tensors: _Tensors) -> tuple[list[str], int | None]:
         if tokens[row] not in ("", token):
             raise FormatError(f"{path}: {tokens[row]!r} and {token!r} have the same number {row:,}")
         tokens[row] = token
-    if len(set(tokens)) != len(tokens) and len(set(filter(None, tokens))) != sum(map(bool, tokens)):
-        raise FormatError(f"{path}: a token has two numbers; one row a token is expected")
     nameless = tokens.count("")
     if nameless == len(tokens):
         raise FormatError(f"{path} holds no tokens")
