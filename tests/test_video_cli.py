@@ -143,6 +143,15 @@ def test_capacity_is_what_fits(cover: Path, work: Path, call: Call) -> None:
     assert "lossless" in call("capacity", cover).out
 
 
+def test_capacity_of_pixels_that_h264_does_not_take(tmp_path: Path) -> None:
+    cover = clips.clip(tmp_path / "odd.mkv", width=321, height=241, n_frames=3, codec="ffv1", languages=())
+    rooms = {room.profile: room.n_bytes for room in video.capacity(cover)}
+    assert rooms.pop("lossless") > 10_000 and not any(rooms.values())
+    for profile in rooms:
+        with pytest.raises(SettingError, match=r"h264 takes even sizes only, and odd\.mkv has 321x241"):
+            video.hide(cover, b"x", tmp_path / "out.mkv", profile=profile)
+
+
 def test_standard_input_and_output(cover: Path, work: Path) -> None:
     def process(*arguments: object, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         paths = {"PYTHONPATH": str(Path(firth.__file__).parents[1])}

@@ -38,19 +38,22 @@ class Encoder:
         Raises:
             SettingError: names what it takes, and the way out.
         """
-        way_out = "; OUT.mkv with --codec ffv1 takes any" if self.lossless else ""
+        way_out = "convert it first, or use --profile lossless"
+        if self.lossless:
+            takes_most = self.name == "ffv1"
+            way_out = "convert it first" if takes_most else "OUT.mkv with --codec ffv1 takes it"
         wanted = plain_format(info.pixel_format)
         known = {one.name for one in load_av().Codec(self.codec, "w").video_formats or ()}
         if wanted not in known:
             raise SettingError(
                 f"{self.name} cannot write {info.path.name}'s pixels as they are ({info.pixel_format}, "
-                f"{info.depth} bits){way_out or '; it takes ' + ', '.join(sorted(known))}"
+                f"{info.depth} bits); {way_out}"
             )
         odd = info.width % 2 or (info.height % 2 and "420" in wanted)
         if self.halves_chroma_evenly and odd and ("420" in wanted or "422" in wanted):
             raise SettingError(
                 f"{self.name} takes even sizes only, and {info.path.name} has "
-                f"{info.width}x{info.height}{way_out}"
+                f"{info.width}x{info.height}; {way_out}"
             )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from firth.errors import FormatError, SettingError, StorageError
 from firth.files import check_writable, replacing
 from firth.progress import SILENT, Reporter
-from firth.video.codecs import container_for, encoder_for
+from firth.video.codecs import ROBUST, container_for, encoder_for
 from firth.video.erasure import Cutter
 from firth.video.finding import Search
 from firth.video.frames import Luma, VideoInfo, luma_frames, probe
@@ -222,10 +222,12 @@ def capacity(
 
 
 def _room(profile: Profile, min_psnr: float | None, info: VideoInfo) -> int:
-    """Bytes of a blob; 0 also where the profile cannot hold so high a quality."""
-    if min_psnr is None:
-        return profile.most_bytes(info)
+    """Bytes of a blob; 0 also where the profile cannot hold so high a quality, or write such pixels."""
     try:
+        if not profile.lossless:
+            ROBUST.check(info)
+        if min_psnr is None:
+            return profile.most_bytes(info)
         return profile.holding(min_psnr, info).most_bytes(info)
     except SettingError:
         return 0
@@ -339,8 +341,9 @@ def _too_large(need: int, have: int, chosen: Profile, info: VideoInfo) -> str:
 
 def _ways(need: int, have: int, chosen: Profile, info: VideoInfo) -> Iterator[str]:
     for other in readable():
-        if other.name != chosen.name and other.most_bytes(info) >= need:
-            yield f"--profile {other.name} ({other.most_bytes(info):,} bytes)"
+        room = _room(other, None, info)
+        if other.name != chosen.name and room >= need:
+            yield f"--profile {other.name} ({room:,} bytes)"
     if chosen.lossless and pick("lossless", 1.0).most_bytes(info) >= need:
         yield f"--rate 1 ({pick('lossless', 1.0).most_bytes(info):,} bytes)"
     if have:
