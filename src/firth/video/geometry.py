@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-HEIGHTS = (144, 180, 240, 270, 288, 320, 360, 404, 432, 450, 480, 540, 576, 600, 648, 720, 768, 800, 900)
-HEIGHTS += (1024, 1080, 1152, 1200, 1440, 1600, 2160)
+HEIGHTS = (
+    *(144, 180, 240, 270, 288, 320, 360, 404, 432, 450, 480, 540, 576, 600, 648, 720, 768, 800, 900),
+    *(1024, 1080, 1152, 1200, 1440, 1600, 2160),
+)
 RATIOS = (0.5, 0.6, 2 / 3, 0.75, 0.8, 0.9, 10 / 9, 1.25, 4 / 3, 1.5, 1.6, 1.75, 2.0, 2.5, 3.0, 4.0)
 SMALLEST, LARGEST = 0.4, 4.0  # times the height at hand
 REFINED = 4  # pixels around a size that fits, within which a better one is sought

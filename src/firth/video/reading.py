@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from firth.video import geometry, pilots
 from firth.video.ldpc import code_for
 from firth.video.record import Symbol, unseal
-from firth.video.robust import N_PATTERNS, N_PROBES, STRENGTHS, Layout, Pattern, patterns
+from firth.video.robust import N_PATTERNS, N_PROBES, Layout, Pattern, patterns
 
 if TYPE_CHECKING:
     from firth.video.robust import Robust
@@ -39,7 +40,7 @@ class Match:
 
     Attributes:
         score: how well it fits, in standard deviations.
-        strength: of ``STRENGTHS``.
+        strength: of the profile's.
         pattern: its number.
     """
 
@@ -138,7 +139,7 @@ class RobustReader:
         probes = _probes(patterns(self._key, self._profile.name, layout))
         values = coefs.reshape(-1)[probes.pos]
         found = []
-        for strength in STRENGTHS if self.strength is None else (self.strength,):
+        for strength in self._profile.strengths if self.strength is None else (self.strength,):
             phases = values / np.float32(self._profile.step_for(strength)) - probes.dither
             phases -= np.rint(phases)
             scores = pilots.match(phases, phases[:, : layout.n_pilots], probes.bits)
@@ -189,6 +190,41 @@ class RobustReader:
                 last.symbols[at] = None
                 last.llr[at] = 0
         return last
+
+
+class EitherReader:
+    """Reads with several readers, until one of them finds something; then with that alone.
+
+    Args:
+        readers: of the settings that a profile may have been written with.
+    """
+
+    def __init__(self, readers: Sequence[RobustReader]) -> None:
+        self._readers = list(readers)
+
+    @property
+    def bit_error_rate(self) -> float | None:
+        """Of the reader that recognised most frames."""
+        return max(self._readers, key=lambda one: one.n_matched).bit_error_rate
+
+    @property
+    def n_matched(self) -> int:
+        """Frames in which a pattern of the key was recognised."""
+        return max(one.n_matched for one in self._readers)
+
+    @property
+    def size(self) -> geometry.Size | None:
+        """Height and width that frames were scaled back to, or ``None``."""
+        return next((one.size for one in self._readers if one.size is not None), None)
+
+    def read(self, luma: NDArray[Any]) -> list[Symbol]:
+        """The symbols of a frame whose checks fit."""
+        for reader in self._readers:
+            found = reader.read(luma)
+            if found:
+                self._readers = [reader]
+                return found
+        return []
 
 
 def in_8_bits(luma: NDArray[Any]) -> Floats:

@@ -1,0 +1,233 @@
+"""Files hidden by the robust profiles, and what is left of them behind a stranger's encoder.
+
+    .venv/bin/python bench/video.py                # the table: about 4 minutes of one core
+    .venv/bin/python bench/video.py --runs 100     # so many runs a profile, fresh payload and key in each
+    .venv/bin/python bench/video.py --strangers 10000   # frames unmarked or of another key: false finds
+
+Each row hides a payload of the size that the row asks for in a clip of 640 x 360, writes it as ``firth video
+hide`` does (H.264, CRF 12), encodes that a second time by the channel, and takes the payload out again from
+what is left, frame by frame. ``exact`` compares the bytes. ``most`` is what the symbols that came through
+would carry: different symbols x their bits / frames of the film.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from common import data_folder
+from firth.errors import FormatError
+from firth.video.erasure import Cutter, Joiner
+from firth.video.frames import VideoInfo
+from firth.video.metrics import Quality
+from firth.video.payload import locator_key, pack, unpack
+from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
+from video_clips import AV1, OWN_ENCODE, X265, Channel, Frame, clips, encode, load, x264
+
+
+@dataclass(frozen=True)
+class Row:
+    """A profile, a channel, and the bits a frame that are asked for."""
+
+    profile: Robust
+    channel: Channel
+    bits: int
+
+
+def about(frames: list[Frame]) -> VideoInfo:
+    """What a profile wants to know of a cover."""
+    height, width = frames[0][0].shape
+    square = Fraction(1)
+    return VideoInfo(Path(), "", "", width, height, "yuv420p", 8, square, len(frames), 0.0, 0, 0, 0)
+
+
+FINE = WEB.holding(45, about([(np.zeros((360, 640), np.uint8),) * 3]))
+
+ROWS = (
+    Row(HIGH, x264("medium", 18), 5500),
+    Row(WEB, x264("medium", 23), 1000),
+    Row(FINE, x264("medium", 23), 500),
+    Row(HARD, x264("medium", 28), 150),
+    Row(HARD, x264("veryfast", 28), 80),
+    Row(HARD, X265, 80),
+    Row(HARD, AV1, 80),
+    Row(HARD, x264("medium", 28, dropped=0.25), 100),
+    Row(HARD, x264("medium", 28, scale=0.75), 50),
+)
+
+
+def hidden(
+    frames: list[Frame], profile: Robust, blob: bytes, key: bytes, quality: Quality | None = None
+) -> list[Frame]:
+    """Marked frames, before any encoder."""
+    info = about(frames)
+    change = profile.marker(info, Cutter(blob, profile.symbol_bytes(info, len(blob))), key)
+    marked = []
+    for frame_pos, (y, u, v) in enumerate(frames):
+        after = change(y, frame_pos)
+        if quality is not None:
+            quality.add(y, after)
+        marked.append((after, u, v))
+    return marked
+
+
+def found(frames: list[Frame], profile: Robust, key: bytes) -> tuple[Joiner, float]:
+    """Symbols of frames, and the bit error rate before correction."""
+    joiner, reader = Joiner(), profile.reader(key)
+    for luma, _, _ in frames:
+        for symbol in reader.read(luma):
+            joiner.add(symbol)
+    return joiner, reader.bit_error_rate or 0.0
+
+
+def exact(joiner: Joiner, payload: bytes, password: str | None) -> bool:
+    """Whether the payload is there. Anything else than it or nothing ends the bench."""
+    blob = joiner.blob()
+    if blob is None:
+        return False
+    try:
+        data = unpack(blob, password).data
+    except FormatError:
+        return False
+    if data != payload:
+        sys.exit("WRONG BYTES were returned")
+    return True
+
+
+def table(n_frames: int, only: str | None) -> None:
+    """Every row on every clip."""
+    key = locator_key(None)
+    print(
+        "clip | profile | channel | asked | exact | most | PSNR | least | SSIM | flicker (cover) | BER | "
+        "growth"
+    )
+    for name, make in clips(n_frames).items():
+        frames = make()
+        plain = encode(frames, OWN_ENCODE)[1]
+        written: dict[tuple[Robust, int], tuple[list[Frame], Quality, float, bytes]] = {}
+        for row in ROWS:
+            if only is not None and row.profile.name != only:
+                continue
+            if (row.profile, row.bits) not in written:
+                payload = np.random.default_rng(row.bits).bytes(row.bits * len(frames) // 8)
+                quality = Quality(8)
+                marked = hidden(frames, row.profile, pack(payload), key, quality)
+                own, n_bytes = encode(marked, OWN_ENCODE)
+                written[row.profile, row.bits] = own, quality, n_bytes / plain, payload
+            own, quality, growth, payload = written[row.profile, row.bits]
+            joiner, errors = found(row.channel.run(own), row.profile, key)
+            size = row.profile.layout(*frames[0][0].shape).symbol_bytes
+            most = 8 * size * joiner.found / len(frames)
+            flicker, cover_flicker = quality.flicker or (0.0, 0.0)
+            print(
+                f"{name} | {row.profile.name} {row.profile.psnr:g} dB | {row.channel.label} | {row.bits} | "
+                f"{'yes' if exact(joiner, payload, None) else 'NO'} | {most:.0f} | {quality.psnr:.2f} | "
+                f"{quality.psnr_least:.2f} | {quality.ssim or 0:.4f} | {flicker:.2f} ({cover_flicker:.2f}) | "
+                f"{errors:.3f} | {growth:.2f}",
+                flush=True,
+            )
+
+
+def many(n_runs: int) -> None:
+    """Fresh payloads, passwords and places in a clip, through the channel that a profile is made for."""
+    made_for = {"high": (x264("medium", 18), 5500), "web": (x264("medium", 23), 1000)}
+    made_for["hard"] = (x264("medium", 28), 120)
+    films = [make() for make in clips(60).values()]
+    for profile in PROFILES.values():
+        channel, bits = made_for[profile.name]
+        right = 0
+        for run in range(n_runs):
+            rng = np.random.default_rng(run)
+            film = films[run % len(films)]
+            start = int(rng.integers(0, len(film) - 24))
+            frames = film[start : start + 24]
+            word = f"word {run}"
+            payload = rng.bytes(bits * len(frames) // 8 - 20)
+            own = encode(hidden(frames, profile, pack(payload, None, word), locator_key(word)), OWN_ENCODE)[0]
+            joiner, _ = found(channel.run(own), profile, locator_key(word))
+            right += exact(joiner, payload, word)
+        print(f"{profile.name}: {right} of {n_runs} exact, {bits} bits a frame, {channel.label}, none wrong")
+
+
+def strangers(n_frames: int) -> None:
+    """Frames without a mark, and with one of another key: how many give a symbol."""
+    films = [frame for make in clips(40).values() for frame in make()]
+    rng = np.random.default_rng(0)
+    marked = {
+        profile.name: hidden(films[:40], profile, b"secret" * 50, locator_key("a"))
+        for profile in PROFILES.values()
+    }
+    for profile in PROFILES.values():
+        false = matched = done = 0
+        while done < n_frames:
+            key = rng.bytes(32)
+            reader = profile.reader(key)
+            for luma, _, _ in (*films, *marked[profile.name]):
+                false += len(reader.read(luma))
+                done += 1
+            matched += reader.n_matched
+        print(f"{profile.name}: {false} false finds in {done:,} frames; {matched} looked like a pattern")
+
+
+def speed() -> None:
+    """CPU frames a second: hiding and reading beside the encoder and decoder between which they stand."""
+    print("CPU frames a second on one thread, bigbuckbunny")
+    for size in ((960, 540), (1920, 1080)):
+        frames = load(data_folder() / "video" / "bigbuckbunny.mp4", size, 20, 16)
+        rates = {name: _speeds(profile, frames) for name, profile in PROFILES.items()}
+        options = {"preset": "medium", "crf": "12", "tune": "grain", "bf": "0", "threads": "1"}
+        codec = _timed(partial(encode, frames, Channel("", "libx264", options)), len(frames))
+        said = [f"{name}: hide {hide:.1f}, read {read:.1f}" for name, (hide, read) in rates.items()]
+        print(f"{size[0]}x{size[1]}: " + "; ".join(said) + f"; own encode and decode {codec:.1f}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this process, clips included: {peak:.0f} MiB")
+
+
+def _speeds(profile: Robust, frames: list[Frame]) -> tuple[float, float]:
+    key = locator_key(None)
+    blob = np.random.default_rng(0).bytes(400)
+    marked = hidden(frames, profile, blob, key)  # compiles, and makes the patterns
+    behind = x264("medium", 23).run(marked)
+    found(behind[:1], profile, key)
+    hide = _timed(partial(hidden, frames, profile, blob, key), len(frames))
+    return hide, _timed(partial(found, behind, profile, key), len(frames))
+
+
+def _timed(work: Callable[[], object], count: int) -> float:
+    began = time.process_time()
+    work()
+    return count / (time.process_time() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--frames", type=int, default=72, help="frames of each clip")
+    parser.add_argument("--only", choices=list(PROFILES), help="rows of this profile alone")
+    parser.add_argument("--runs", type=int, help="so many runs a profile instead of the table")
+    parser.add_argument("--strangers", type=int, help="so many frames a profile that carry nothing to find")
+    parser.add_argument("--speed", action="store_true", help="CPU frames a second instead of the table")
+    given = parser.parse_args()
+    if given.runs:
+        many(given.runs)
+    elif given.strangers:
+        strangers(given.strangers)
+    elif given.speed:
+        speed()
+    else:
+        table(given.frames, given.only)
+
+
+if __name__ == "__main__":
+    main()
