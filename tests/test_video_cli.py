@@ -311,6 +311,24 @@ def test_a_cut_file_gives_what_it_can(marked: Path, work: Path) -> None:
         video.extract("cut.mkv", password="pass")
 
 
+@pytest.mark.parametrize("profile", ["high", "web", "hard"])
+def test_robust_profiles_live_through_an_encode(profile: str, work: Path, call: Call) -> None:
+    cover = clips.clip(work / "cover.mp4", width=320, height=240, n_frames=24, languages=("eng", "spa"))
+    (work / "key.txt").write_text("open sesame", "utf-8")
+    given = ("--profile", profile, "--password-file", "pass.txt", "--survive", "x264:fast:23")
+    done = call("hide", cover, "key.txt", "-o", "out.mp4", *given)
+    assert done.code == 0 and "trying x264:fast:23: done" in done.err
+    assert f"{profile}, h264" in done.out and "survived" in done.out
+    assert clips.packet_hashes(cover) == clips.packet_hashes(work / "out.mp4")
+    assert clips.frame_times(cover) == clips.frame_times(work / "out.mp4")
+    Trial.parse("x264:fast:23").encode("out.mp4", work / "again.mkv")
+    for path in ("out.mp4", "again.mkv"):
+        found = video.extract(path, password="pass")
+        assert (found.data, found.name, found.profile) == (b"open sesame", "key.txt", profile)
+    seen = video.inspect("again.mkv", password="pass")
+    assert seen.margin and seen.margin >= 1 and seen.bit_error_rate is not None
+
+
 def test_a_lossy_encode_destroys_it_and_says_so(marked: Path, work: Path) -> None:
     Trial.parse("x264:veryfast:18").encode(marked, work / "lossy.mkv")
     with pytest.raises(FormatError, match="nothing is hidden in"):
