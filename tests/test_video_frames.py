@@ -132,6 +132,29 @@ def test_subtitles_and_attachments_go_along(tmp_path: Path) -> None:
         assert out.streams.attachments[0].data == b"a font" * 50
 
 
+def test_subtitles_of_mp4(tmp_path: Path) -> None:
+    plain = clips.clip(tmp_path / "plain.mp4")
+    cover = tmp_path / "cover.mp4"
+    with av.open(str(plain)) as film, av.open(str(cover), "w") as out:
+        copies = {one.index: out.add_stream_from_template(one, opaque=True) for one in film.streams}
+        lines = out.add_mux_stream("mov_text", time_base=Fraction(1, 1000))
+        for number, line in enumerate((b"hello", b"world")):
+            packet = av.Packet(len(line).to_bytes(2, "big") + line)
+            packet.stream, packet.time_base = lines, Fraction(1, 1000)
+            packet.pts = packet.dts = 200 * number
+            packet.duration = 150
+            out.mux(packet)
+        for packet in film.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                out.mux(packet)
+    for name in ("out.mp4", "out.mov"):
+        written(cover, tmp_path / name, "x264")
+        assert_only_luma_changed(cover, tmp_path / name)
+    with pytest.raises(SettingError, match=r"cannot hold stream 2 \(subtitle, mov_text\) .*own container$"):
+        written(cover, tmp_path / "out.mkv", "ffv1")
+
+
 def test_interlaced_films_stay_so(tmp_path: Path) -> None:
     cover = clips.clip(tmp_path / "cover.mp4", options={"flags": "+ilme+ildct", "x264-params": "tff=1"})
     for out, codec in (("out.mkv", "ffv1"), ("out.mp4", "x264")):

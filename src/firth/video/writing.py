@@ -190,7 +190,7 @@ class _Job:
         for packet in packets(self._source):
             # The number in a packet that only flushes the decoder means nothing; its stream does.
             if packet.stream.index != self._film.index:
-                if packet.stream.index in self._copies and packet.size:
+                if packet.stream.index in self._copies and packet.size and not _gap(packet):
                     packet.stream = self._copies[packet.stream.index]
                     early = self._muxed(packet, early)
                 continue
@@ -261,7 +261,8 @@ class _Job:
                 warnings.warn(f"{self._name} does not hold {what}; it is left out", stacklevel=2)
                 return
             raise SettingError(
-                f"hide: {self._name} cannot hold {what} of the cover; use the cover's own container, or .mkv"
+                f"hide: {self._name} cannot hold {what} of the cover; use the cover's own container"
+                + ("" if self._target.format.name == "matroska" else ", or .mkv")
             ) from error
         self._copies[stream.index] = _described(copy, stream)
 
@@ -329,6 +330,11 @@ class _Job:
             frame.pts = self._last_pts + max(1, round(step)) if self._last_pts >= 0 else 0
         self._last_pts = frame.pts
         return frame
+
+
+def _gap(packet: Any) -> bool:
+    """An empty line of MP4's subtitles: the time between two lines, which its muxer writes itself."""
+    return packet.size == 2 and packet.stream.name == "mov_text" and bytes(packet) == b"\0\0"
 
 
 def lost(cover: str | os.PathLike[str], out: Path) -> list[str]:
