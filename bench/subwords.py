@@ -5,7 +5,7 @@
 A model of random numbers is written into a temporary folder, by default 300,000 words and 1,000,000
 buckets x 100 (650 MB). Each tool loads it in a process of its own, in turn, round after round, and says its
 CPU seconds and its memory right after loading: the peak, and how much of it is anonymous (Linux; the pages
-of a mapped file are not, and can be dropped by the system). Then it is asked for 20,000 words of eight
+of a mapped file are not, and can be dropped by the system). Then it is asked for 100,000 words of eight
 letters (26 n-grams each) that it has never seen: firth in one call, the others word by word, as they can.
 Printed are the medians.
 
@@ -30,7 +30,7 @@ import common
 
 TOLERANCE = 1e-5
 ASKED = 200
-UNSEEN = 20_000
+UNSEEN = 100_000
 
 # Each program loads sys.argv[1], then answers; `load` and `ask` are what differs.
 PROGRAM = """
