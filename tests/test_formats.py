@@ -341,6 +341,21 @@ def test_limit_reads_the_first_rows(tmp_path):
         Vectors.load(tmp_path / "v", limit=0)
 
 
+def test_files_that_others_wrote(data):
+    """Stanford's GloVe and the C tool's text, against a plain parse of their lines."""
+    glove = data / "pretrained" / "glove.6B.50d.first50k.txt.xz"
+    vectors = Vectors.load(glove)
+    lines = lzma.decompress(glove.read_bytes()).decode().rstrip("\n").split("\n")
+    assert vectors.vectors.shape == (50_000, 50) and len(lines) == 50_000
+    tool = Vectors.load(data / "pretrained" / "word2vec_c" / "vectors.txt")
+    text_lines = (data / "pretrained" / "word2vec_c" / "vectors.txt").read_text("utf-8").split("\n")[1:-1]
+    assert tool.vectors.shape == (2631, 200) and len(text_lines) == 2631
+    for read, wanted in ((vectors, lines[:200] + lines[-200:]), (tool, text_lines[:200])):
+        for line in wanted:
+            key, *numbers = line.rstrip(" ").split(" ")
+            assert read[key].tolist() == np.array(numbers, np.float64).astype(np.float32).tolist(), key
+
+
 # -- recognition
 
 

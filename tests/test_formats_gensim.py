@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -104,14 +105,61 @@ def test_what_gensim_cannot_load(tmp_path: Path, fake: type) -> None:
             Vectors.load(path, format="gensim")
 
 
-@pytest.mark.parametrize("kind", ["vectors", "model"])
-def test_the_real_gensim(tmp_path: Path, kind: str) -> None:
+def run_with_gensim(folder: Path, script: str) -> None:
     """With the gensim of this interpreter, or of the one that FIRTH_RIVALS names."""
-    python = os.environ.get("FIRTH_RIVALS") or (
-        sys.executable if importlib.util.find_spec("gensim") else None
-    )
+    own = sys.executable if importlib.util.find_spec("gensim") else None
+    python = shutil.which(os.environ.get("FIRTH_RIVALS") or own or "")
     if python is None:
         pytest.skip("gensim is not installed (FIRTH_RIVALS may name an interpreter that has it)")
+    source = Path(__file__).parents[1] / "src"
+    done = subprocess.run(
+        [Path(python).absolute(), "-c", script],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_in_gensims_wheel(tmp_path: Path) -> None:
+    """What others wrote, read as gensim reads it."""
+    run_with_gensim(
+        tmp_path,
+        """
+import os
+import gensim
+import numpy as np
+from gensim.models import KeyedVectors
+from firth.formats import text
+from firth.vectors import Vectors
+text.SMALL = 1 << 40  # by hand: pyarrow may not be there
+folder = os.path.join(os.path.dirname(gensim.__file__), "test", "test_data")
+files = {
+    "euclidean_vectors.bin": dict(binary=True),
+    "poincare_vectors.bin": dict(binary=True),
+    "high_precision.kv.bin": dict(binary=True),
+    "high_precision.kv.txt": dict(),
+    "word2vec_pre_kv_c": dict(),
+    "test_glove.txt": dict(no_header=True),
+    "lee_fasttext.vec": dict(),
+    "crime-and-punishment.vec": dict(),
+    "toy-model.vec": dict(),
+    "pang_lee_polarity_fasttext.vec": dict(unicode_errors="replace"),
+    "w2v_keyedvectors_load_test.modeldata": dict(unicode_errors="replace"),
+}
+for name, options in files.items():
+    theirs = KeyedVectors.load_word2vec_format(os.path.join(folder, name), **options)
+    ours = Vectors.load(os.path.join(folder, name), errors=options.get("unicode_errors", "strict"))
+    assert list(ours) == theirs.index_to_key, name
+    assert (ours.vectors == theirs.vectors).all(), name
+""",
+    )
+
+
+@pytest.mark.parametrize("kind", ["vectors", "model"])
+def test_the_real_gensim(tmp_path: Path, kind: str) -> None:
     script = f"""
 import sys
 import numpy as np
@@ -127,13 +175,4 @@ again = KeyedVectors.load("ours.kv")
 assert again.index_to_key == list(read) and again.get_vecattr("a", "count") == 45
 assert (again.vectors == read.vectors).all()
 """
-    source = Path(__file__).parents[1] / "src"
-    done = subprocess.run(
-        [Path(python).absolute(), "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(source)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_with_gensim(tmp_path, script)
