@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ GIGABYTE = 1_000_000_000
 
 IMPORTS = """
 import json, sys
-import numpy, pyarrow.csv, pyarrow.compute
+import numpy, pyarrow.csv, pyarrow.compute, pyarrow.parquet
 import firth.vectors
 """
 READ = f"""{IMPORTS}
@@ -104,7 +105,9 @@ def _readers(folder: Path, settings: argparse.Namespace, rivals: Path | None) ->
     commands: dict[str, list[str | Path]] = {}
     for name in (*TEXTS, *BINARIES):
         path = folder / ("v.npy" if name == "npy" else name)
-        vectors.save(path, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a browser would not show so many points
+            vectors.save(path, name)
         commands[f"firth, {name}"] = [*ours, READ, path, name]
         if rivals is not None and name in (*TEXTS, "word2vec-binary"):
             commands[f"gensim, {name}"] = [rivals, "-c", GENSIM, path, name]
