@@ -193,8 +193,7 @@ def test_ctrl_c_while_the_command_is_made(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("-o", "out.txt.gz"), 2, "save as out.txt"),
-        (("-o", "out.gz"), 2, "save as out "),
+        (("-o", "out.gz"), 2, "safetensors is written uncompressed"),
         (("-o", "out.txt", "--context"), 2, "name it .safetensors"),
         (("-o", "out.bin", "--pattern", "[a-z]+ [a-z]+"), 1, "holds a space"),
         (("-o", "out", "--pairs", "no pairs"), 1, "no such file"),
