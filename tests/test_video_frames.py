@@ -12,6 +12,7 @@ import pytest
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
 import clips  # noqa: E402
+from firth import video  # noqa: E402
 from firth.errors import FormatError, MissingExtra, SettingError, StorageError  # noqa: E402
 from firth.video.codecs import LOSSLESS, container_for, encoder_for  # noqa: E402
 from firth.video.frames import ATTACHED_PICTURE, attached_picture, luma_frames, open_video, probe  # noqa: E402
@@ -258,6 +259,15 @@ def test_what_a_container_loses_is_told(tmp_path: Path) -> None:
     cover = clips.clip(tmp_path / "cover.mp4", languages=("deu",))  # .mov knows German as ger only
     written(cover, tmp_path / "out.mov", "x264")
     assert lost(cover, tmp_path / "out.mov") == ["the languages"]
+    mastering = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    hdr = clips.clip(
+        tmp_path / "hdr.mp4",
+        codec="libx265",
+        pixel_format="yuv420p10le",
+        options={"x265-params": f"log-level=none:hdr10=1:master-display={mastering}:max-cll=1000,400"},
+    )
+    with pytest.warns(UserWarning, match=r"out\.mkv could not keep HDR metadata of .*hdr\.mp4"):
+        video.hide(hdr, b"x", tmp_path / "out.mkv")
 
 
 def test_frames_that_others_are_predicted_from_are_not_touched(tmp_path: Path) -> None:

@@ -133,10 +133,9 @@ def test_the_same_symbol_never_looks_the_same() -> None:
     blank = [np.full((96, 128), 100, np.uint8)] * 40
     marked = np.stack(hidden(profile, info, b"\0" * 60, blank)).astype(int)
     moved = marked != 100
-    # Each sample moves as often as chance has it, in no frame more: no place is fixed.
-    share = moved.mean()
-    assert moved.mean(0).max() < 0.45 and moved.mean(0).std() < 1.2 * np.sqrt(share * (1 - share) / 40)
-    assert np.mean(moved[0] & moved[1]) < 4 * share**2
+    # A sample moves in some frames and rests in most: no place is fixed.
+    assert moved.mean(0).max() < 0.45
+    assert np.mean(moved[1:] & moved[:-1]) < 4 * moved.mean() ** 2
 
 
 def test_a_damaged_record_is_not_taken() -> None:
