@@ -122,7 +122,9 @@ def read(path: Path, options: Options) -> Table:
         # A byte of a file may stand for many rows: the claimed number is not allocated.
         expected = min(file.metadata.num_rows, file_size(path) // (4 * dim) + 1)
         rows = Rows(path, dim, max(0, expected), options.errors)
-        for batch in file.iter_batches(max(1, BATCH // dim), columns=[name for name in names if name], use_threads=False):
+        for batch in file.iter_batches(
+            max(1, BATCH // dim), columns=[name for name in names if name], use_threads=False
+        ):
             left = None if options.limit is None else options.limit - len(rows)
             if left == 0:
                 break
