@@ -57,7 +57,9 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> None:
     script("bench/common.py", monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["finetune", "memory", "quality", "search", "speed", "startup", "subwords"])
+@pytest.mark.parametrize(
+    "name", ["finetune", "formats", "memory", "quality", "search", "speed", "startup", "subwords"]
+)
 def test_each_bench_has_help_and_json(name: str) -> None:
     call = [sys.executable, ROOT / "bench" / f"{name}.py", "--help"]
     shown = subprocess.run(call, capture_output=True, text=True, check=True).stdout
