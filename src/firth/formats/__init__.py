@@ -75,12 +75,12 @@ FORMATS: dict[str, Format] = {
 }
 
 # What people try to open, by its first bytes, and the way out.
+_PICKLE = (
+    "a Python pickle (gensim's own form?), which is never opened, since it can run any code; "
+    "use save_word2vec_format in gensim, or format='gensim' to have an installed gensim open it"
+)
 _FOREIGN = (
-    (
-        b"\x80",
-        "a Python pickle (gensim's own form?), which is never opened, since it can run any code; "
-        "use save_word2vec_format in gensim, or format='gensim' to have an installed gensim open it",
-    ),
+    *((bytes((0x80, protocol)), _PICKLE) for protocol in range(2, 6)),
     (b"PK\x03\x04", "a zip archive (.npz?); unpack it first"),
     (b"\x89HDF", "an HDF5 file, which is not read as vectors"),
 )
