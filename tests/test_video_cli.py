@@ -217,6 +217,7 @@ def test_a_wrong_password_and_nothing_hidden_look_alike(
 def test_nothing_is_overwritten(cover: Path, marked: Path, work: Path, call: Call) -> None:
     (work / "out.mkv").write_bytes(b"old")
     assert "out.mkv exists" in call.refused(1, "hide", cover, "secret.bin", "-o", "out.mkv")
+    assert "hiding" not in call("hide", cover, "secret.bin", "-o", "out.mkv").err  # told before any work
     assert (work / "out.mkv").read_bytes() == b"old"
     assert call("hide", cover, "secret.bin", "-o", "out.mkv", "--force").code == 0
     assert video.extract("out.mkv").data == SECRET
