@@ -303,3 +303,14 @@ def test_no_size_fits_what_is_not_marked() -> None:
     for frame in film(4):
         assert reader.read(frame) == []
     assert reader.size is None
+
+
+def test_information_of_likelihoods() -> None:
+    """Of right log-likelihoods it is the capacity: here of bits that are wrong once in ten."""
+    wrong = 0.1
+    llr = np.full(100, np.log((1 - wrong) / wrong), np.float32)
+    entropy = -wrong * np.log2(wrong) - (1 - wrong) * np.log2(1 - wrong)
+    assert pilots.information(llr) == pytest.approx(1 - entropy, abs=1e-5)
+    assert pilots.information(-llr) == pytest.approx(1 - entropy, abs=1e-5)
+    assert pilots.information(np.zeros(10, np.float32)) == pytest.approx(0, abs=1e-6)
+    assert pilots.information(np.full(10, 90, np.float32)) == pytest.approx(1)

@@ -69,6 +69,13 @@ def log_likelihoods(
     return np.asarray(tables.reshape(-1)[cell])
 
 
+def information(llr: Floats) -> float:
+    """Bits that each coded bit says, if its log-likelihood ratio is right: 1 less its binary entropy."""
+    size = np.abs(llr)
+    wrong = 1 / (1 + np.exp(size))
+    return float(1 - np.mean(np.log1p(np.exp(-size)) + size * wrong) / np.log(2))
+
+
 def match(phases: Floats, pilot_phases: Floats, pilot_bits: NDArray[np.uint8]) -> Floats:
     """How well patterns fit: (...) numbers that are normal with variance 1 where nothing is hidden.
 

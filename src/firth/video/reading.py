@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 THRESHOLD = 5.0  # of the match, normal with variance 1: by chance in one frame of 50,000, 64 matches each
 SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
 EXPECTED = 2.0  # the same for the pattern of the frame before and the next, once a symbol was read
+HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
 SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
 
 Floats = NDArray[np.float32]
@@ -168,8 +169,13 @@ class RobustReader:
         for attempt in (words, 0.7 * (words + last.llr)):
             if not open_words or (attempt is not words and not last.llr.any()):
                 break
-            info, held = code.decode(attempt[open_words])
-            for at, bits, holds in zip(list(open_words), info, held, strict=True):
+            worth = [
+                at for at in open_words if pilots.information(attempt[at]) > HOPELESS * self._profile.rate
+            ]
+            if not worth:
+                continue
+            info, held = code.decode(attempt[worth])
+            for at, bits, holds in zip(worth, info, held, strict=True):
                 symbol = unseal(np.packbits(bits).tobytes(), self._key) if holds else None
                 if symbol is not None:
                     last.symbols[at] = symbol
