@@ -72,7 +72,7 @@ def log_likelihoods(
 def information(llr: Floats) -> float:
     """Bits that each coded bit says, if its log-likelihood ratio is right: 1 less its binary entropy."""
     size = np.abs(llr)
-    wrong = 1 / (1 + np.exp(size))
+    wrong = np.exp(-size) / (1 + np.exp(-size))
     return float(1 - np.mean(np.log1p(np.exp(-size)) + size * wrong) / np.log(2))
 
 
