@@ -469,6 +469,7 @@ def test_ctrl_c(work: Path) -> None:
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=30)
     assert child.returncode == 130 and "Traceback" not in err and not out
+    assert err == "firth: stopped; nothing was written\n"
     assert sorted(os.listdir(work)) == ["long.mkv", "pass.txt", "secret.bin"]
 
 

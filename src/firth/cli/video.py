@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from firth.cli.options import JSON, QUIET, number
 from firth.cli.output import print_json, print_table, printable, width
 from firth.errors import SettingError, StorageError
 from firth.files import check_writable, replacing
-from firth.progress import pick
+from firth.progress import Reporter, pick
 
 _VIDEO = typer.Argument(metavar="FILE", help="The video to look into.")
 _COVER = typer.Argument(metavar="COVER", help="The video to hide in.")
@@ -84,7 +84,7 @@ def hide(
 
     password = _password(password_prompt, password_file, twice=True)
     data = sys.stdin.buffer.read() if payload == "-" else payload
-    with contextlib.closing(pick(quiet)) as progress:
+    with _reporting(quiet) as progress:
         done = video.hide(
             cover,
             data,
@@ -152,7 +152,7 @@ def extract(
     if output not in (None, "-"):
         _check_new(Path(str(output)), force)
     password = _password(password_prompt, password_file, twice=False)
-    with contextlib.closing(pick(quiet)) as progress:
+    with _reporting(quiet) as progress:
         found = video.extract(file, password=password, progress=progress)
     if output == "-":
         sys.stdout.buffer.write(found.data)
@@ -217,7 +217,7 @@ def inspect(
     from firth import video
 
     password = _password(password_prompt, password_file, twice=False)
-    with contextlib.closing(pick(quiet)) as progress:
+    with _reporting(quiet) as progress:
         seen = video.inspect(file, password=password, progress=progress)
     if as_json:
         print_json(_finite(dataclasses.asdict(seen) | {"margin": seen.margin}))
@@ -243,6 +243,20 @@ VERBS: dict[str, Callable[..., None]] = {
     "capacity": capacity,
     "inspect": inspect,
 }
+
+
+@contextlib.contextmanager
+def _reporting(quiet: bool) -> Iterator[Reporter]:
+    """Progress of the work within; at Ctrl-C the sentence that nothing is left of it."""
+    progress = pick(quiet)
+    try:
+        yield progress
+    except KeyboardInterrupt:
+        progress.close()
+        print("firth: stopped; nothing was written", file=sys.stderr)
+        raise
+    finally:
+        progress.close()
 
 
 def _verdict(found: bool, fits: bool | None, given: bool) -> str:
