@@ -51,6 +51,7 @@ FLOORS |= {
     "firth.kernels.rows_reference": 0,
     "firth.kernels.rows_cpu": 0,
     "firth.kernels.rows_gpu": 0,
+    "firth.kernels.gpu_triton": 0,  # of gpu
     "firth.kernels.rows_triton": 0,  # of rows_gpu
     "firth.kernels.pages": 0,  # of rows and bags
     "firth.kernels.threads": 0,  # the same

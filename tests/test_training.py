@@ -114,7 +114,7 @@ SPOILT = [wrong_sign, always_the_same_negative, ten_different_negatives, lost_in
     "share,spoil", [(6, wrong_sign_of_negatives), *[(share, spoil) for share in (6, 0) for spoil in SPOILT]]
 )
 def test_broken_training_misses_the_clusters(planted, monkeypatch, share, spoil):
-    monkeypatch.setattr(kernels, "pick", lambda _: Broken(spoil))
+    monkeypatch.setattr(kernels, "pick", lambda *_: Broken(spoil))
     # A wrong sign diverges later on; a call for each sentence takes its time.
     epochs = 2 if spoil in (wrong_sign, lost_outputs) else 10
     found = cluster_score(learn(planted, SkipGram(share=share), epochs=epochs))
@@ -147,14 +147,14 @@ def a_token_late(given):
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("share", [6, 0])
 def test_broken_windows_miss_the_groups(grids, monkeypatch, share, mirrored, spoil):
-    monkeypatch.setattr(kernels, "pick", lambda _: Broken(spoil))
+    monkeypatch.setattr(kernels, "pick", lambda *_: Broken(spoil))
     monkeypatch.setattr(loop, "RUN_BLOCKS", 10_000)  # an epoch is one run
     found = grid_score(learn(grids[mirrored], positional(share)))
     assert not found.recovered, found
 
 
 def test_the_tampering_itself_changes_nothing(planted, grids, monkeypatch):
-    monkeypatch.setattr(kernels, "pick", lambda _: Broken(lambda given: None))
+    monkeypatch.setattr(kernels, "pick", lambda *_: Broken(lambda given: None))
     assert cluster_score(learn(planted)).recovered
     assert grid_score(learn(grids[False], positional(6))).recovered
 
@@ -220,7 +220,7 @@ class Recorder:
 )
 def test_learning_rate_falls_in_one_line_through_all_epochs(planted, monkeypatch, objective, lr, last):
     recorder, shown = Recorder(), []
-    monkeypatch.setattr(kernels, "pick", lambda _: recorder)
+    monkeypatch.setattr(kernels, "pick", lambda *_: recorder)
     monkeypatch.setattr(loop, "RUN_BLOCKS", 4)
     callback = Callback()
     callback.on_progress = lambda moment: shown.append(moment.lr)

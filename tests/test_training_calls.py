@@ -130,7 +130,7 @@ def test_a_moment_reads_like_fasttext():
         ({"threads": 1.0}, "threads must be a whole number"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": None}, "seed must be a whole number, got None"),
-        ({"device": "tpu"}, "device must be one of auto, cpu, reference, not 'tpu'"),
+        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, cuda:NUMBER, reference, not 'tpu'"),
         ({"device": "cuda"}, "device='cpu'"),
         ({"device": "cuda:1"}, "device='cpu'"),
         ({"device": None}, "device must be a string"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firth.cli.options import JSON, QUIET, default, number, option
+from firth.cli.options import JSON, QUIET, default, number, option, settings
 from firth.cli.output import print_json
 from firth.cli.places import check_apart, ctrl_c_told, run_kept
 from firth.errors import SettingError, did_you_mean
@@ -134,6 +134,12 @@ def train(
     threads: Annotated[int | None, option("threads", panel=_RUN)] = default("threads"),
     seed: Annotated[int, option("seed", panel=_RUN)] = default("seed"),
     device: Annotated[str, option("device", panel=_RUN)] = default("device"),
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help=settings()["deterministic"].metadata["help"], rich_help_panel=_RUN
+        ),
+    ] = False,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -192,7 +198,7 @@ def train(
         raise SettingError(f"--freeze {freeze} needs --init FILE, the vectors that are to stay as they are")
     given = {"window": window, "negatives": negatives, "sample": sample, "lr_last": lr_last}
     goal = _objective(objective, preset, given)
-    pick_kernels(device)
+    pick_kernels(device, deterministic)
     tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
     folder = output.with_name(output.name + ".run") if run is None else run
     _check_places(text, [vocab, pairs, init], output, folder, cache)
@@ -229,6 +235,7 @@ def train(
                 threads=threads,
                 seed=seed,
                 device=device,
+                deterministic=deterministic,
                 run=folder,
                 resume=resume,
                 keep_context=context,

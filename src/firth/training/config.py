@@ -72,7 +72,10 @@ class TrainConfig:
     )
     threads: int | None = setting(None, "Threads; all cores of this process by default.", low=1, high=4096)
     seed: int = setting(1, "Same seed and one thread: same vectors, bit for bit.", low=0, high=2**63 - 1)
-    device: str = setting("auto", "Where to train: auto or cpu.")
+    device: str = setting(
+        "auto", "Where to train: cpu, cuda, cuda:1, or auto, a CUDA card if there is one, else the CPU."
+    )
+    deterministic: bool = setting(False, "Same seed, same device: same bits, at one thread's speed.")
 
     def __post_init__(self) -> None:
         check(self, "train()")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import numpy.typing as npt
 
+from firth.kernels import Kernels
 from firth.kernels.reference import Draws, stream_keys
 from firth.training.objectives import SkipGram
 from firth.training.sampling import keep_thresholds, noise_weights
@@ -19,7 +18,7 @@ class Sampler:
         counts: (V,) int64; a count of 0 is taken as 1.
         objective: gives sample, exponent and the number of draws.
         seed: of the run.
-        kernels: the module that computes the alias table.
+        kernels: they compute the alias table.
         drawn: the words that may be drawn as negatives, as row numbers; all by default. The others
             count for nothing (of 2**32 draws an alias table still gives them one, at most).
     """
@@ -29,7 +28,7 @@ class Sampler:
         counts: npt.NDArray[np.int64],
         objective: SkipGram,
         seed: int,
-        kernels: ModuleType,
+        kernels: Kernels,
         drawn: npt.NDArray[np.intp] | None = None,
     ) -> None:
         rows: npt.NDArray[np.intp] | slice = slice(None) if drawn is None else drawn

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from firth.training.checkpoint import RunFolder, State
 from firth.training.config import TrainConfig, available_threads
 from firth.training.draws import Sampler
 from firth.training.initial import Pretrained, pick_dim
+from firth.training.memory import check_card
 from firth.training.objectives import SkipGram
 from firth.training.sampling import initial_inputs, zeros
 from firth.vectors import Vectors
@@ -46,6 +47,7 @@ def train(
     threads: int | None = None,
     seed: int = 1,
     device: str = "auto",
+    deterministic: bool = False,
     init: Vectors | str | os.PathLike[str] | None = None,
     freeze: str = "none",
     run: str | os.PathLike[str] | None = None,
@@ -65,7 +67,10 @@ def train(
         threads: all cores of this process by default. One thread twice gives bit-equal vectors;
             several update the same tables without locks, so that only the draws are the same.
         seed: of every draw.
-        device: ``"auto"``, ``"cpu"``, or ``"reference"`` (the float64 definition, very slow).
+        device: ``"auto"`` (a CUDA card if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``,
+            or ``"reference"`` (the float64 definition, very slow).
+        deterministic: the same seed gives the same bits again on the same kind of device: one thread, or on
+            a card one program, which takes away most of its speed.
         init: vectors to train on from, or the path of a file or of a run folder; how the tables start is
             said in ``firth.training.initial``. The result begins with its rows, whether the text has
             their words or not. ``Corpus.encode(text, known=init)`` keeps its rare words in the text;
@@ -104,11 +109,18 @@ def train(
     start = None if init is None else Pretrained(init)
     dim = pick_dim(dim, TrainConfig.dim, start)
     config = TrainConfig(
-        dim=dim, freeze=freeze, epochs=epochs, lr=lr, threads=threads, seed=seed, device=device
+        dim=dim,
+        freeze=freeze,
+        epochs=epochs,
+        lr=lr,
+        threads=threads,
+        seed=seed,
+        device=device,
+        deterministic=deterministic,
     )
     _check_corpus(corpus)
     callbacks = tuple(callbacks)
-    trainer = _Trainer(corpus, objective, config, kernels.pick(device), start)
+    trainer = _Trainer(corpus, objective, config, kernels.pick(device, deterministic), start)
     if start is not None:
         start.check_use(trainer.counts, freeze, keep_context)
     with contextlib.ExitStack() as stack:
@@ -192,14 +204,15 @@ class _Trainer:
         corpus: Corpus,
         objective: SkipGram,
         config: TrainConfig,
-        kernels: ModuleType,
+        device: kernels.Kernels,
         start: Pretrained | None,
     ) -> None:
         self.corpus = corpus = corpus if start is None else start.encoded(corpus)
         self.config = config
+        check_card(device, len(corpus.vocab), config.dim)
         self.total = len(corpus) * config.epochs
-        self._kernels = kernels
-        self._threads = config.threads or available_threads()
+        self._kernels = device
+        self._threads = 1 if config.deterministic else config.threads or available_threads()
         self._lr, self._lr_last = _rates(objective, config, start)
         self.asked = objective
         counts = corpus.vocab.counts
@@ -209,7 +222,7 @@ class _Trainer:
         self.objective = objective.fitted(counts, self._lr)
         # Words that only the start knows are no part of this text.
         drawn = None if start is None else np.flatnonzero(counts)
-        self._sampler = Sampler(counts, self.objective, config.seed, kernels, drawn)
+        self._sampler = Sampler(counts, self.objective, config.seed, device, drawn)
         self._start = start
         if start is None:
             rows = len(corpus.vocab)
@@ -230,7 +243,7 @@ class _Trainer:
     def settings(self) -> dict[str, Any]:
         """What decides the result; a run can only be resumed by the same. Threads may differ."""
         config = dataclasses.asdict(self.config)
-        del config["threads"], config["device"], config["freeze"]
+        del config["threads"], config["device"], config["freeze"], config["deterministic"]
         settings = {
             **config,
             "lr": self._lr,
@@ -263,7 +276,8 @@ class _Trainer:
             self._began, self._began_place = time.monotonic(), state.place
         epoch, pos = divmod(state.place, len(corpus))
         first = int(np.searchsorted(corpus.block_starts, pos))
-        borders = corpus.block_starts[first : first + RUN_BLOCKS * self._threads + 1]
+        n_blocks = kernels.run_blocks(self._kernels, RUN_BLOCKS, self._threads)
+        borders = corpus.block_starts[first : first + n_blocks + 1]
         stats, n_done = self._train(epoch, borders, stop)
         state.place += int(borders[n_done] - borders[0])
         loss, pairs, scores = stats.tolist()
@@ -310,6 +324,7 @@ class _Trainer:
         Raises:
             Diverged: names the first such row, the learning rate and the place.
         """
+        kernels.fetch(self._kernels)
         for name in ("inputs", "outputs"):
             table = getattr(self.state, name)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -371,6 +386,7 @@ class _Trainer:
 
     def vectors(self, keep_context: bool = False, moment: Moment | None = None) -> Vectors:
         """The vectors as they are now, copied."""
+        kernels.fetch(self._kernels)
         moment = self.moment() if moment is None else moment
         vocab, dim = self.corpus.vocab, self.config.dim
         metadata = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firth.errors import SettingError
+from firth.kernels import Holding, Kernels
 from firth.training.sampling import ROW_FLOATS
 
 TOKEN_BYTES = 150
@@ -18,6 +19,12 @@ ROW_BYTES = 32
 
 BASE_BYTES = 256 << 20
 """The interpreter with numpy and compiled kernels."""
+
+CARD_ROW_BYTES = 12
+"""On a card a token takes, beside the tables, a keep threshold, a noise threshold and an alias."""
+
+CARD_BASE_BYTES = 640 << 20
+"""A run of 33 million tokens (ids, kept ids, places: 12 bytes each) and its pieces."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,38 @@ def check_fits(
         f"train(): {vocab_size:,} tokens at dim {dim} need about {gigabytes(needed.total)} of memory, "
         f"{gigabytes(limit)} are available{way_out}"
     )
+
+
+def card_bytes(vocab_size: int, dim: int) -> int:
+    """What training takes of a card's memory, apart from the text: two tables, what is drawn from, a run."""
+    return 2 * _table_bytes(vocab_size, dim) + CARD_ROW_BYTES * vocab_size + CARD_BASE_BYTES
+
+
+def check_card(kernels: Kernels, vocab_size: int, dim: int) -> None:
+    """Refuse tables that the card of ``kernels`` has no room for; other kernels pass.
+
+    Raises:
+        SettingError: names the table, its size, and what would fit.
+    """
+    free = kernels.free_memory() if isinstance(kernels, Holding) else None
+    if free is None or card_bytes(vocab_size, dim) <= free:
+        return
+    ways = []
+    if fitting_dim := _largest(lambda one: card_bytes(vocab_size, one) <= free):
+        ways.append(f"a dim of {fitting_dim} (--dim {fitting_dim})")
+    if fitting_size := _largest(lambda size: card_bytes(size, dim) <= free):
+        ways.append(f"a vocabulary of {fitting_size:,} (--max-vocab {fitting_size})")
+    would = f"{' or '.join(ways)} would fit there, " if ways else ""
+    table, whole = gigabytes(_table_bytes(vocab_size, dim)), gigabytes(card_bytes(vocab_size, dim))
+    raise SettingError(
+        f"train(): the input and the output table, float32 ({vocab_size:,}, {dim}) of {table} each, need "
+        f"{whole} of the card's memory with all else and {gigabytes(free)} are free; {would}"
+        "--device cpu (device='cpu') trains in the system's memory"
+    )
+
+
+def _table_bytes(vocab_size: int, dim: int) -> int:
+    return vocab_size * -(-dim // ROW_FLOATS) * ROW_FLOATS * 4
 
 
 def largest_dim(vocab_size: int, limit: int, *, keep_context: bool = False) -> int:

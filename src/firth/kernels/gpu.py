@@ -1,0 +1,425 @@
+"""Training steps on a CUDA card, in Triton: the twin of :mod:`firth.kernels.reference`.
+
+A :class:`Card` offers ``run`` and ``alias_table`` with the arguments, draws and results of the other kernel
+modules. What it keeps on the card between runs is cached by identity: the tables, which are ahead of the
+caller's arrays until :meth:`Card.fetch`; the corpus, or where that is too long two stretches of it in turn;
+and the sampling tables. How the steps are made fast, and what is not measured: ``docs/gpu.md``.
+
+With ``TRITON_INTERPRET=1`` in the environment before Triton is first imported, all this runs on the CPU as
+``Card("cpu")``; its programs then run one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from firth.errors import MissingExtra, RunError, SettingError
+from firth.kernels import reference
+from firth.kernels.reference import PIECE, Draws, Floats, Step
+
+KERNELS = ("skipgram_shared", "skipgram_pairs")
+PRECISIONS = ("tf32x3", "tf32", "ieee")
+RUN_BLOCKS = 512
+"""Blocks of a run, 33 million tokens: so many that programs which end early cost little."""
+
+SMALLEST = 16
+"""Rows and columns that a product on tensor cores has at least."""
+
+
+class Design(NamedTuple):
+    """How a step is cut up for the card; the result differs by rounding and by what programs see of others.
+
+    Only ``in_flight`` can touch quality. The defaults are reasoned, not measured: ``bench/gpu.py`` times
+    others beside them.
+    """
+
+    precision: str = "tf32x3"  # of products; sums are float32: tf32x3 is float32 to rounding, tf32 10 bits
+    columns: int = 64  # of a row that a product takes at a time, a power of two from 16 on
+    held: bool = True  # rows stay in registers between the products; else they are read twice
+    warps: int = 4  # of a program
+    programs: int = 8  # side by side on a multiprocessor, at most
+    in_flight: float = 0.0  # see Card.programs
+
+
+class _Stretch(NamedTuple):
+    """A part of the corpus on the card."""
+
+    ids: Tensor  # int32
+    first_pos: int  # the place of ids[0]
+
+
+@cache
+def _triton() -> Any:
+    """The kernels, imported when first needed.
+
+    Raises:
+        MissingExtra: Triton is not installed.
+    """
+    try:
+        importlib.import_module("triton.language")
+    except ImportError as error:
+        raise MissingExtra(
+            "training on a CUDA card needs Triton, which comes with torch for CUDA on Linux: "
+            "pip install triton, or use --device cpu (device='cpu')"
+        ) from error
+    return importlib.import_module("firth.kernels.gpu_triton")
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter is asked for, which runs the kernels on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Card:
+    """The kernels of one card, and what they keep there.
+
+    Args:
+        device: ``"cuda"``, ``"cuda:1"``; ``"cpu"`` under Triton's interpreter.
+        deterministic: one program that adds in a fixed order: the same bits every time on the same card,
+            those of the text's order, at the speed of one multiprocessor.
+        design: how steps are cut up.
+
+    Raises:
+        SettingError: no such card, or a design that does not exist.
+        MissingExtra: Triton is not installed.
+    """
+
+    def __init__(
+        self, device: str = "cuda", *, deterministic: bool = False, design: Design | None = None
+    ) -> None:
+        self.device = _device(device)
+        self.design = Design() if design is None else design
+        self.deterministic = deterministic
+        _check_design(self.design)
+        _triton()
+        self._held: dict[str, tuple[npt.NDArray[Any], Tensor]] = {}
+        self._ahead = False  # the tables here have moved on from the caller's
+        self._streams: tuple[Tensor, Tensor] | None = None
+        self._turn = 0
+
+    # --- tables
+
+    def alias_table(self, weights: Floats) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
+        """See :func:`firth.kernels.reference.alias_table`; made on the CPU, once for a run."""
+        from firth.kernels import cpu
+
+        threshold, alias = cpu.alias_table(weights)
+        return threshold, alias
+
+    def fetch(self) -> None:
+        """Bring the tables back into the arrays that :meth:`run` was given."""
+        if self._ahead:
+            for name in ("inputs", "outputs"):
+                array, tensor = self._held[name]
+                torch.from_numpy(array).copy_(tensor)
+            self._ahead = False
+
+    def forget(self) -> None:
+        """The caller has changed the tables: take them anew at the next run."""
+        self._ahead = False
+        for name in ("inputs", "outputs"):
+            self._held.pop(name, None)
+
+    def free_memory(self) -> int | None:
+        """Bytes that the card has left for this process; ``None`` where there is no card."""
+        if self.device.type != "cuda":
+            return None
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(torch.cuda.mem_get_info(self.device)[0]) + int(unused)
+
+    def _on_card(self, name: str, array: npt.NDArray[Any]) -> Tensor:
+        """The copy of ``array`` on the card, made where it is another array than last time."""
+        found = self._held.get(name)
+        if found is None or found[0] is not array:
+            self._held.pop(name, None)
+            with _memory_told(name, array.nbytes):
+                found = self._held[name] = (array, _uploaded(array, self.device))
+        return found[1]
+
+    def _tables(self, inputs: Floats, outputs: Floats) -> tuple[Tensor, Tensor]:
+        for name, table in (("inputs", inputs), ("outputs", outputs)):
+            if table.dtype != np.float32 or table.ndim != 2 or not table.flags.c_contiguous:
+                raise SettingError(f"gpu.run(): {name} must be float32 (V, D) in C order, got {table.dtype}")
+            found = self._held.get(name)
+            if found is not None and found[0] is not table:
+                self.fetch()  # other tables: what was learned into these must not be lost
+                self.forget()
+        return self._on_card("inputs", inputs), self._on_card("outputs", outputs)
+
+    # --- runs
+
+    @property
+    def run_blocks(self) -> int:
+        """Blocks that a run should have."""
+        return RUN_BLOCKS
+
+    def run(
+        self,
+        kernel: str,
+        inputs: Floats,
+        outputs: Floats,
+        ids: npt.NDArray[np.int32],
+        sentence_starts: npt.NDArray[np.int64],
+        block_starts: npt.NDArray[np.int64],
+        step: Step,
+        draws: Draws,
+        threads: int = 1,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> tuple[npt.NDArray[np.float64], int]:
+        """One run of blocks on the whole card; see :func:`firth.kernels.reference.run`.
+
+        The tables change on the card; :meth:`fetch` brings them back. ``stopped`` is asked every
+        RUN_BLOCKS blocks. ``threads`` is not used.
+
+        Raises:
+            SettingError: an objective without a kernel here; an id outside the tables.
+            RunError: the card's memory is full; the sentence says of what.
+        """
+        if kernel not in KERNELS:
+            raise SettingError(
+                f"train(): the objective's kernel {kernel!r} runs on the CPU only; use --device cpu"
+            )
+        tables = self._tables(inputs, outputs)
+        sampling = self._sampling(draws)
+        starts = self._on_card("sentence starts", sentence_starts)
+        self._ahead = True
+        n_blocks = len(block_starts) - 1
+        found: list[Tensor] = []
+        n_done = 0
+        with _current(self.device):
+            while n_done < n_blocks and not (n_done and stopped()):
+                n_part = min(RUN_BLOCKS, n_blocks - n_done)
+                start, stop = int(block_starts[n_done]), int(block_starts[n_done + n_part])
+                if stop > start:
+                    stretch = self._stretch(ids, start, stop, len(inputs))
+                    pieces = _pieces(starts, sentence_starts, start, stop, stretch.first_pos)
+                    with _memory_told("the kept tokens of a run", 8 * (stop - start)):
+                        found.append(self._launch(kernel, tables, stretch, pieces, step, draws, sampling))
+                n_done += n_part
+        stats = torch.stack(found).sum(0).tolist() if found else [0.0] * 3
+        return np.array(stats), n_done
+
+    def _sampling(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # The keys are new in every epoch, the others stay the same arrays.
+        return (
+            _uploaded(draws.keys.view(np.int64), self.device),
+            self._on_card("keep thresholds", draws.keep),
+            self._on_card("noise thresholds", draws.threshold),
+            self._on_card("noise aliases", draws.alias),
+        )
+
+    def _stretch(self, ids: npt.NDArray[np.int32], start: int, stop: int, n_rows: int) -> _Stretch:
+        """The ids from ``start`` to ``stop`` on the card: of the whole corpus if it fits, else copied."""
+        found = self._held.get("corpus")
+        if found is not None and found[0] is not ids:
+            del self._held["corpus"]
+            found = None
+        if found is None and self._streams is None:
+            free = self.free_memory()
+            if free is None or 2 * ids.nbytes < free:
+                _check_ids(self._on_card("corpus", ids), n_rows, 0)
+                found = self._held["corpus"]
+        if found is not None:
+            return _Stretch(found[1][start:stop], start)
+        if self._streams is None or len(self._streams[0]) < stop - start:
+            with _memory_told("two stretches of the corpus", 8 * (stop - start)):
+                pinned = torch.empty(stop - start, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+                self._streams = (pinned, pinned.to(self.device))
+        pinned, here = (one[: stop - start] for one in self._streams)
+        # The launch before has read ``here`` when this copy begins: one stream does both in turn. The
+        # host must wait until ``pinned`` is read before it fills it again, so this copy is waited for.
+        pinned.numpy()[:] = ids[start:stop]
+        here.copy_(pinned)
+        _check_ids(here, n_rows, start)
+        return _Stretch(here, start)
+
+    def programs(self, n_pieces: int) -> int:
+        """How many programs train side by side."""
+        if self.deterministic:
+            return 1
+        if self.device.type != "cuda":
+            return min(n_pieces, 3)
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        return max(1, min(n_pieces, processors * self.design.programs))
+
+    def _launch(
+        self,
+        kernel: str,
+        tables: tuple[Tensor, Tensor],
+        stretch: _Stretch,
+        pieces: tuple[Tensor, Tensor],
+        step: Step,
+        draws: Draws,
+        sampling: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """Train the pieces of a stretch; (3,) float64 stats on the card, not waited for."""
+        kernels = _triton()
+        keys, keep, threshold, alias = sampling
+        firsts, ends = pieces
+        kept_id, kept_pos = torch.empty_like(stretch.ids), torch.empty_like(stretch.ids)
+        n_kept = torch.empty_like(firsts)
+        kernels.keep_tokens[(len(firsts),)](
+            stretch.ids, firsts, ends, keep, keys, stretch.first_pos, kept_id, kept_pos, n_kept,
+            LANES=_power_of_two(PIECE),
+        )  # fmt: skip
+        programs = self.programs(len(firsts))
+        # Programs take stretches of about equal length, far apart in the text, so that they meet less.
+        shares = torch.arange(programs, device=self.device) * len(stretch.ids) // programs
+        borders = torch.searchsorted(firsts, shares.to(torch.int32), out_int32=True)
+        borders = torch.cat([borders, borders.new_full((1,), len(firsts))])
+        stats = torch.empty((programs, 3), dtype=torch.float64, device=self.device)
+        function = getattr(kernels, kernel)
+        function[(programs,)](
+            *tables, kept_id, kept_pos, firsts, n_kept, borders, keys, threshold, alias, stats,
+            stretch.first_pos, len(draws.alias),
+            float(step.rate_first), float(step.rate_slope), float(step.rate_last), float(step.weight),
+            step.fixed_inputs, step.fixed_outputs,
+            **constants(kernel, tables[0].shape[1], step, self.design, self.deterministic),
+        )  # fmt: skip
+        return stats.sum(0)
+
+
+def constants(kernel: str, width: int, step: Step, design: Design, deterministic: bool) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    shared = {"WIDTH": width, "WINDOW": step.window, "SHRINK": bool(step.shrink), "POOL": step.pool}
+    if kernel == "skipgram_pairs":
+        block = _power_of_two(width)
+        return shared | {
+            "SATURATION": step.saturation,
+            "SATURATED": reference.SATURATED,
+            "BLOCK": block,
+            "num_warps": max(1, min(block // 128, 8)),
+        }
+    columns = min(design.columns, max(_power_of_two(width), SMALLEST))
+    return shared | {
+        "SHARE": step.share,
+        "M": max(_power_of_two(step.share + 2 * step.window), SMALLEST),
+        "N": max(_power_of_two(step.share + step.pool), SMALLEST),
+        "CHUNK": columns,
+        "N_CHUNKS": -(-width // columns),
+        "HELD": design.held or width <= columns,
+        "PRECISION": design.precision,
+        "DETERMINISTIC": deterministic,
+        "num_warps": design.warps,
+    }
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+def _device(name: str) -> torch.device:
+    """The card of that name.
+
+    Raises:
+        SettingError: there is none; the sentence says what was looked for.
+    """
+    if name == "cpu" and interpreted():
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or name == "cuda"):
+        raise SettingError(f"train(): device must be cuda or cuda:NUMBER, not {name!r}")
+    way_out = "use --device cpu (device='cpu')"
+    if not torch.cuda.is_available():
+        why = (
+            f"torch {torch.__version__} is a build without CUDA"
+            if torch.version.cuda is None
+            else f"torch {torch.__version__} for CUDA {torch.version.cuda} sees no NVIDIA card or driver"
+        )
+        raise SettingError(f"train(): device {name!r} needs a CUDA card, and {why}; {way_out}")
+    count = torch.cuda.device_count()
+    index = int(number) if number else torch.cuda.current_device()
+    if index >= count:
+        raise SettingError(f"train(): device {name!r} is not there, {count} CUDA cards are; {way_out}")
+    return torch.device("cuda", index)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current card: make it this one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _memory_told(what: str, size: int) -> Iterator[None]:
+    """A full card becomes a sentence."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        free = ""
+        with contextlib.suppress(RuntimeError, AssertionError):
+            left, whole = torch.cuda.mem_get_info()
+            free = f", {left / 1e9:,.1f} of the card's {whole / 1e9:,.1f} GB are free"
+        raise RunError(
+            f"train(): no room on the card for {what} ({size / 1e9:,.2f} GB{free}); choose a smaller dim or "
+            "vocabulary, end what else runs there, or use --device cpu (device='cpu')"
+        ) from error
+
+
+def _check_design(design: Design) -> None:
+    if design.precision not in PRECISIONS:
+        raise SettingError(f"Design(): precision must be one of {', '.join(PRECISIONS)}")
+    for name in ("columns", "warps"):
+        value, least = getattr(design, name), SMALLEST if name == "columns" else 1
+        if value < least or value & (value - 1):
+            raise SettingError(f"Design(): {name} must be a power of two from {least} on, got {value}")
+
+
+# --- arrays -------------------------------------------------------------------------------------
+
+CHUNK_BYTES = 64 << 20
+
+
+def _uploaded(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on the device, in chunks, so that no second copy of a mapped file is made on the host."""
+    if array.dtype == np.uint32:
+        array = array.view(np.int32)
+    flat = array.reshape(-1)
+    made = torch.empty(len(flat), dtype=getattr(torch, array.dtype.name), device=device)
+    step = CHUNK_BYTES // array.itemsize
+    for start in range(0, len(flat), step):
+        made[start : start + step] = torch.from_numpy(flat[start : start + step].copy())
+    return made.reshape(array.shape)
+
+
+def _check_ids(ids: Tensor, n_rows: int, first_pos: int) -> None:
+    """A kernel that reads outside its tables takes the card's whole process with it."""
+    if not len(ids):
+        return
+    low, high = torch.stack(torch.aminmax(ids)).tolist()
+    if low < 0 or high >= n_rows:
+        place = int(((ids < 0) | (ids >= n_rows)).nonzero()[0, 0])
+        raise SettingError(
+            f"gpu.run(): id {int(ids[place])} at place {first_pos + place:,} of the corpus is outside the "
+            f"table of {n_rows:,} rows"
+        )
+
+
+def _pieces(
+    starts: Tensor, sentence_starts: npt.NDArray[np.int64], start: int, stop: int, base: int
+) -> tuple[Tensor, Tensor]:
+    """First places and ends of the pieces of a stretch, int32, from ``base`` on; see ``reference.pieces``."""
+    low = int(np.searchsorted(sentence_starts, start, side="right")) - 1
+    high = int(np.searchsorted(sentence_starts, stop, side="left"))
+    # A stretch begins and ends on borders of pieces, so that a sentence that it cuts is cut at one.
+    borders = (starts[low : high + 1].clamp(start, stop) - base).to(torch.int32)
+    begins, ends = borders[:-1], borders[1:]
+    counts = (ends - begins + PIECE - 1) // PIECE
+    sentence = torch.repeat_interleave(torch.arange(len(counts), device=starts.device), counts)
+    before = (counts.cumsum(0) - counts)[sentence]
+    number = torch.arange(len(sentence), device=starts.device) - before
+    firsts = begins[sentence] + (number * PIECE).to(torch.int32)
+    return firsts, torch.minimum(firsts + PIECE, ends[sentence])
+
+
+def _power_of_two(count: int) -> int:
+    """The least power of two that is not below ``count``."""
+    return 1 << max(count - 1, 0).bit_length()
