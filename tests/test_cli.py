@@ -403,7 +403,7 @@ class TestTrain:
     def test_pairs_are_checked_before_training(
         self, call: Call, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delattr("firth.training.loop._Trainer")
+        monkeypatch.delattr("firth.training.loop.Trainer")
         arguments = ("train", text, "-o", tmp_path / "out", *FAST, "--pairs", tmp_path / "pairs")
         assert "no such file" in call.refused(1, *arguments)
         (tmp_path / "pairs").write_text("nobody knows 7\n")

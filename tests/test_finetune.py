@@ -121,7 +121,7 @@ def test_any_corpus_will_do():
 
 
 def test_new_words_start_small_or_from_their_ngrams(monkeypatch):
-    monkeypatch.setattr(loop._Trainer, "run", stand_still)
+    monkeypatch.setattr(loop.Trainer, "run", stand_still)
     subwords = FastTextSubwords(
         DenseRows(np.random.default_rng(0).normal(size=(50, DIM)).astype(np.float32)), 2, 3, buckets=50
     )

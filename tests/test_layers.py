@@ -41,6 +41,7 @@ FLOORS |= {
     "firth.lookup": 2,  # of vectors
     "firth.reductions": 2,  # of vectors
     "firth.cache": 1,
+    "firth.processes": 1,  # of corpus and training
     "firth.counting": 1,  # of vocab and corpus
     "firth.keys": 1,  # of vectors and formats
     "firth.subwords": 1,  # of vectors and formats

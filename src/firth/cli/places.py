@@ -19,6 +19,7 @@ from firth.errors import (
     StorageError,
 )
 from firth.files import remove_tree
+from firth.processes import place
 from firth.progress import Reporter
 
 
@@ -50,12 +51,18 @@ def check_apart(texts: Sequence[str], files: Sequence[Path], written: Sequence[t
 
 
 @contextlib.contextmanager
-def ctrl_c_told(folder: Path, progress: Reporter) -> Iterator[None]:
-    """At Ctrl-C: close ``progress`` and print how to go on from the run folder, if there is something."""
+def ctrl_c_told(folder: Path, progress: Reporter, leads: bool = True) -> Iterator[None]:
+    """At Ctrl-C: close ``progress`` and print how to go on from the run folder, if there is something.
+
+    Args:
+        leads: whether this process tells; of several, one does.
+    """
     try:
         yield
     except KeyboardInterrupt as stopped:
         progress.close()
+        if not leads:
+            raise
         if _has_checkpoint(folder):
             sentence = str(stopped) if isinstance(stopped, Interrupted) else f"stopped; {folder} has the run"
             print(f"firth: {sentence}:\n{resume_line()}", file=sys.stderr)
@@ -100,7 +107,8 @@ def _hidden(path: Path) -> bool:
 def resume_line() -> str:
     """The command of this process with --resume."""
     arguments = sys.argv[1:]
-    return shlex.join(["firth", *arguments, *([] if "--resume" in arguments else ["--resume"])])
+    start = ["firth"] if place() is None else ["torchrun", "...", "-m", "firth"]
+    return shlex.join([*start, *arguments, *([] if "--resume" in arguments else ["--resume"])])
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -118,7 +126,7 @@ def _remove_run(folder: Path, own: bool) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for part in (*folder.glob("checkpoint-*"), *folder.glob(".tmp-*")):
                 remove_tree(part)
-            for name in ("settings.json", "run.vocab"):
+            for name in ("settings.json", "run.vocab", "torchrun"):
                 (folder / name).unlink(missing_ok=True)
             (folder / "lock").unlink()
     except OSError:

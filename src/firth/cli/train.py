@@ -171,6 +171,7 @@ def train(
     $ firth train wiki/ --lower --dim 300 --epochs 3 -o wiki.safetensors
     $ zcat reviews.gz | firth train - -o reviews.safetensors
     $ firth train more.txt --init glove.txt --lr 0.01 -o tuned.safetensors
+    $ torchrun --nproc-per-node 4 -m firth train wiki/ -o wiki.safetensors
 
     Ctrl-C saves the state of the run; the same command with --resume goes on.
     """
@@ -178,74 +179,83 @@ def train(
     from firth.corpus import Corpus
     from firth.formats import format_for_writing
     from firth.kernels import pick as pick_kernels
+    from firth.processes import joined
     from firth.sources import Tokenizer
     from firth.training import train as train_vectors
     from firth.training.config import TrainConfig
     from firth.training.initial import Pretrained, pick_dim
     from firth.training.memory import check_fits
 
-    # All that can be wrong with the call is told before any text is read.
-    check_writable(output)
-    form = format_for_writing(output, None)
-    if context and not form.complete:
-        raise SettingError(
-            f"--context needs a file that holds a second table: -o {output} would be {form.name}, "
-            "which holds one; name it .safetensors"
-        )
-    if vocab is not None and max_vocab is not None:
-        raise SettingError("firth train takes --vocab or --max-vocab, got both; leave one out")
-    if init is None and freeze != default("freeze"):
-        raise SettingError(f"--freeze {freeze} needs --init FILE, the vectors that are to stay as they are")
-    given = {"window": window, "negatives": negatives, "sample": sample, "lr_last": lr_last}
-    goal = _objective(objective, preset, given)
-    pick_kernels(device, deterministic)
-    tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
-    folder = output.with_name(output.name + ".run") if run is None else run
-    _check_places(text, [vocab, pairs, init], output, folder, cache)
-    scores = None if pairs is None else PairScores(pairs)
-    start = None if init is None else Pretrained(init)
-    config = TrainConfig(dim=pick_dim(dim, default("dim"), start), freeze=freeze)
-    with contextlib.closing(pick(quiet)) as progress, ctrl_c_told(folder, progress):
-        corpus = Corpus.encode(
-            _source(text),
-            None if vocab is None else _vocab(vocab, start),
-            known=None if start is None or vocab is not None else start.vectors,
-            min_count=min_count,
-            max_size=max_vocab,
-            tokenizer=tokenizer,
-            errors="replace" if replace else "strict",
-            field=field,
-            cache=cache,
-            threads=threads,
-            progress=progress,
-        )
-        check_fits(len(corpus.vocab), config.dim, keep_context=context)
-        form.check(output, corpus.vocab.tokens)
-        if scores is not None:
-            scores.check(corpus.vocab.tokens)
-        with run_kept(folder, own=run is None):
-            vectors = train_vectors(
-                corpus,
-                goal,
-                dim=config.dim,
-                init=None if start is None else start.vectors,
-                freeze=freeze,
-                epochs=epochs,
-                lr=lr,
+    with joined(device) as group:
+        # All that can be wrong with the call is told before any text is read.
+        leads = group is None or group.rank == 0
+        if leads:
+            check_writable(output)
+        form = format_for_writing(output, None)
+        if context and not form.complete:
+            raise SettingError(
+                f"--context needs a file that holds a second table: -o {output} would be {form.name}, "
+                "which holds one; name it .safetensors"
+            )
+        if vocab is not None and max_vocab is not None:
+            raise SettingError("firth train takes --vocab or --max-vocab, got both; leave one out")
+        if init is None and freeze != default("freeze"):
+            raise SettingError(
+                f"--freeze {freeze} needs --init FILE, the vectors that are to stay as they are"
+            )
+        given = {"window": window, "negatives": negatives, "sample": sample, "lr_last": lr_last}
+        goal = _objective(objective, preset, given)
+        pick_kernels(device, deterministic)
+        tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
+        folder = output.with_name(output.name + ".run") if run is None else run
+        _check_places(text, [vocab, pairs, init], output, folder, cache)
+        scores = None if pairs is None else PairScores(pairs)
+        start = None if init is None else Pretrained(init)
+        config = TrainConfig(dim=pick_dim(dim, default("dim"), start), freeze=freeze)
+        with contextlib.closing(pick(quiet or not leads)) as progress, ctrl_c_told(folder, progress, leads):
+            corpus = Corpus.encode(
+                _source(text),
+                None if vocab is None else _vocab(vocab, start),
+                known=None if start is None or vocab is not None else start.vectors,
+                min_count=min_count,
+                max_size=max_vocab,
+                tokenizer=tokenizer,
+                errors="replace" if replace else "strict",
+                field=field,
+                cache=cache,
                 threads=threads,
-                seed=seed,
-                device=device,
-                deterministic=deterministic,
-                run=folder,
-                resume=resume,
-                keep_context=context,
-                callbacks=[] if scores is None else [scores],
                 progress=progress,
             )
+            check_fits(len(corpus.vocab), config.dim, keep_context=context)
+            form.check(output, corpus.vocab.tokens)
             if scores is not None:
-                vectors = scores.added_to(vectors)
-            vectors.save(output)
-    _print_summary(corpus, vectors, output, as_json)
+                scores.check(corpus.vocab.tokens)
+            with run_kept(folder, own=run is None and leads):
+                vectors = train_vectors(
+                    corpus,
+                    goal,
+                    dim=config.dim,
+                    init=None if start is None else start.vectors,
+                    freeze=freeze,
+                    epochs=epochs,
+                    lr=lr,
+                    threads=threads,
+                    seed=seed,
+                    device=device,
+                    deterministic=deterministic,
+                    run=folder,
+                    resume=resume,
+                    keep_context=context,
+                    callbacks=[] if scores is None else [scores],
+                    progress=progress,
+                    group=group,
+                )
+                if scores is not None and leads:
+                    vectors = scores.added_to(vectors)
+                if leads:
+                    vectors.save(output)
+        if leads:
+            _print_summary(corpus, vectors, output, as_json)
 
 
 def _check_places(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from firth import kernels
 from firth.corpus import Corpus
 from firth.errors import Diverged, Interrupted, RunError, SettingError, SourceError
 from firth.kernels.reference import STEPS
+from firth.processes import is_restart, mark_start
 from firth.progress import SILENT, Reporter
 from firth.training.callbacks import Callback, Moment
 from firth.training.checkpoint import RunFolder, State
@@ -32,6 +33,9 @@ from firth.training.sampling import initial_inputs, zeros
 from firth.vectors import Vectors
 from firth.version import __version__
 from firth.vocab import Vocab
+
+if TYPE_CHECKING:
+    from firth.processes import Processes
 
 RUN_BLOCKS = 32
 """Blocks a thread in one run: about a second of work between two looks at the clock."""
@@ -55,6 +59,7 @@ def train(
     keep_context: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: Reporter = SILENT,
+    group: Processes | None = None,
 ) -> Vectors:
     """Learn a vector for each token of ``corpus.vocab`` from the company it keeps.
 
@@ -84,6 +89,9 @@ def train(
         keep_context: also return the output table, as ``vectors.context``.
         callbacks: see :class:`firth.training.Callback`.
         progress: told share done, words/s, learning rate, loss and time left.
+        group: the processes that share the work (``firth.processes.joined`` gives them under torchrun); all
+            call this alike, and each holds the tables. Only the first one's ``callbacks`` and
+            ``progress`` are told and only it writes; see ``firth.training.distributed``.
 
     Returns:
         Vectors, float32 (V, dim), with counts (those of ``init`` added) and with the settings and losses
@@ -98,6 +106,7 @@ def train(
         StorageError: the run folder cannot be made or written; older checkpoints stay.
         Diverged: a table left the finite numbers; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the state is saved where ``run`` was given.
+        PeerFailed: another process of ``group`` has ended.
     """
     objective = SkipGram() if objective is None else objective
     if not isinstance(objective, SkipGram):
@@ -119,22 +128,31 @@ def train(
         deterministic=deterministic,
     )
     _check_corpus(corpus)
-    callbacks = tuple(callbacks)
-    trainer = _Trainer(corpus, objective, config, kernels.pick(device, deterministic), start)
+    trainer = _trainer(group, corpus, objective, config, kernels.pick(device, deterministic), start)
+    callbacks = tuple(callbacks) if trainer.writes else ()
     if start is not None:
         start.check_use(trainer.counts, freeze, keep_context)
     with contextlib.ExitStack() as stack:
         folder = None
         if run is not None:
-            folder = stack.enter_context(RunFolder(run, trainer.settings(), resume, trainer.vocab()))
+            folder = stack.enter_context(trainer.folder(run, resume))
             if folder.load(trainer.state):
                 trainer.check_place(folder.path)
-        stop = stack.enter_context(_interrupts())
-        moment = _loop(trainer, folder, stop, callbacks, progress)
+        stop = trainer.listen(stack.enter_context(_interrupts()))
+        moment = _loop(trainer, folder, stop, callbacks, progress if trainer.writes else SILENT)
     vectors = trainer.vectors(keep_context, moment)
     for callback in callbacks:
         callback.on_end(moment, vectors)
     return vectors
+
+
+def _trainer(group: Processes | None, *given: Any) -> Trainer:
+    """A trainer, alone or as one of a group."""
+    if group is None:
+        return Trainer(*given)
+    from firth.training.distributed import Replicas
+
+    return Replicas(group, *given)
 
 
 def _check_corpus(corpus: Corpus) -> None:
@@ -155,8 +173,8 @@ def _check_corpus(corpus: Corpus) -> None:
 
 
 def _loop(
-    trainer: _Trainer,
-    folder: RunFolder | None,
+    trainer: Trainer,
+    folder: Folder | None,
     stop: threading.Event,
     callbacks: Sequence[Callback],
     progress: Reporter,
@@ -196,7 +214,17 @@ def _loop(
     return moment
 
 
-class _Trainer:
+class Folder(Protocol):
+    """What the loop asks of a run folder: a ``RunFolder``, or one that several processes share."""
+
+    path: Path
+
+    def load(self, state: State) -> bool: ...
+    def due(self, state: State) -> bool: ...
+    def save(self, state: State) -> Path: ...
+
+
+class Trainer:
     """The state of a run and what one run of blocks does to it."""
 
     def __init__(
@@ -265,6 +293,26 @@ class _Trainer:
     def _result_counts(self) -> npt.NDArray[np.int64]:
         return self.counts if self._start is None else self._start.merged_counts(self.counts)
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes and tells; of several, one does."""
+        return True
+
+    @contextlib.contextmanager
+    def folder(self, run: str | os.PathLike[str], resume: bool) -> Iterator[Folder]:
+        """The run folder, held while inside; restarted by torchrun, a run goes on."""
+        with RunFolder(run, self.settings(), resume or is_restart(run), self.vocab()) as folder:
+            mark_start(run)
+            yield folder
+
+    def listen(self, stop: threading.Event) -> threading.Event:
+        """The event that ends the loop, where ``stop`` tells of Ctrl-C."""
+        return stop
+
+    def facts(self) -> dict[str, Any]:
+        """What the metadata of the vectors say beside settings and losses."""
+        return {}
+
     def run(self, stop: threading.Event) -> bool:
         """Train the next run of blocks; whether it ended an epoch.
 
@@ -272,14 +320,28 @@ class _Trainer:
             Diverged: a score was not finite.
         """
         state, corpus = self.state, self.corpus
-        if self._began_place is None:
-            self._began, self._began_place = time.monotonic(), state.place
+        self.begin()
         epoch, pos = divmod(state.place, len(corpus))
         first = int(np.searchsorted(corpus.block_starts, pos))
         n_blocks = kernels.run_blocks(self._kernels, RUN_BLOCKS, self._threads)
         borders = corpus.block_starts[first : first + n_blocks + 1]
-        stats, n_done = self._train(epoch, borders, stop)
+        stats, n_done = self.train(epoch, borders, stop)
         state.place += int(borders[n_done] - borders[0])
+        self.account(stats)
+        return self.end_epoch()
+
+    def begin(self) -> None:
+        """Start the clock, if it does not run yet."""
+        if self._began_place is None:
+            self._began, self._began_place = time.monotonic(), self.state.place
+
+    def account(self, stats: npt.NDArray[np.float64]) -> None:
+        """Add the loss and the pairs of a run.
+
+        Raises:
+            Diverged: a score was not finite.
+        """
+        state = self.state
         loss, pairs, scores = stats.tolist()
         if not np.isfinite(loss + scores):
             self.check_tables()
@@ -287,7 +349,11 @@ class _Trainer:
         state.epoch_loss += loss
         state.epoch_pairs += pairs
         self._stretch_loss = loss / pairs if pairs else float("nan")
-        if state.place % len(corpus):
+
+    def end_epoch(self) -> bool:
+        """Whether an epoch ends here; if so, its mean loss is kept."""
+        state = self.state
+        if state.place % len(self.corpus):
             return False
         state.losses.append(state.epoch_loss / state.epoch_pairs if state.epoch_pairs else 0.0)
         state.epoch_loss = state.epoch_pairs = 0.0
@@ -295,9 +361,9 @@ class _Trainer:
 
     def compile(self) -> None:
         """Have the kernel ready, by training nothing."""
-        self._train(0, np.zeros(2, np.int64), threading.Event())
+        self.train(0, np.zeros(2, np.int64), threading.Event())
 
-    def _train(
+    def train(
         self, epoch: int, borders: npt.NDArray[np.int64], stop: threading.Event
     ) -> tuple[npt.NDArray[np.float64], int]:
         """The kernel over the blocks between ``borders``: summed stats, and blocks done."""
@@ -367,6 +433,10 @@ class _Trainer:
             f"{moment.lr:.4g}): {what}; try a smaller lr than {self._lr:g}"
         )
 
+    def rate(self) -> float:
+        """The learning rate at the place that was reached."""
+        return max(self._lr_last, self._lr - (self._lr - self._lr_last) * self.state.place / self.total)
+
     def moment(self) -> Moment:
         """Where the run stands now."""
         state = self.state
@@ -378,7 +448,7 @@ class _Trainer:
             total=self.total,
             epoch=min(state.place // len(self.corpus), self.config.epochs - 1),
             words_per_second=per_second,
-            lr=max(self._lr_last, self._lr - (self._lr - self._lr_last) * state.place / self.total),
+            lr=self.rate(),
             loss=self._stretch_loss,
             epoch_losses=tuple(state.losses),
             seconds=seconds,
@@ -399,6 +469,7 @@ class _Trainer:
             "raw_tokens": self.corpus.raw_tokens,
             "loss": list(self.state.losses),
             "words_per_second": round(moment.words_per_second),
+            **self.facts(),
         }
         if self._start is None:
             del metadata["freeze"]

@@ -1,0 +1,224 @@
+"""Training in several processes that each hold the tables and take turns with runs of the text.
+
+The text of an epoch is taken round by round. A round is a stretch of whole blocks; it is cut at borders
+of pieces into runs, and of w ranks rank r trains the runs k*w + r. After each run the ranks exchange what
+has changed (``firth.training.exchange``), after each round also what they have to agree on: the loss,
+whether to stop, whether to save. ``place`` moves on by rounds, so a checkpoint is a border of blocks as
+everywhere, and another number of ranks can go on from it. What is drawn hangs on the place in the text
+alone, so it is the same whatever the number of ranks.
+
+Only the first rank writes: checkpoints, vectors, progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firth import kernels
+from firth.encoding import BLOCK, PIECE
+from firth.kernels.reference import STEPS
+from firth.processes import Processes
+from firth.training.checkpoint import State
+from firth.training.exchange import Exchange, meetings, rows_due
+from firth.training.loop import Folder, Trainer
+from firth.version import __version__
+
+SHORTEST = 4096
+"""Tokens of a run at least: shorter ones spend their time on exchanges."""
+
+EXCHANGES = 25
+"""Exchanges an epoch at least, where runs are not yet the shortest."""
+
+ROUND = 8
+"""Runs of each rank in a round, about."""
+
+
+def run_tokens(corpus_tokens: int, size: int, threads: int) -> int:
+    """How many tokens a rank trains between two exchanges: a block for each thread, less of a short text."""
+    return max(SHORTEST, min(BLOCK * threads, corpus_tokens // (size * EXCHANGES)))
+
+
+def cut(sentence_starts: npt.NDArray[np.int64], start: int, stop: int, parts: int) -> npt.NDArray[np.int64]:
+    """Borders that cut places ``start`` to ``stop`` at borders of pieces into parts of nearly equal size.
+
+    Args:
+        sentence_starts: int64 (S + 1,). start, stop: borders of pieces.
+
+    Returns:
+        int64 (parts + 1,), from start to stop, not falling: a part may be empty.
+    """
+    wanted = start + (stop - start) * np.arange(parts + 1) // parts
+    rows = np.searchsorted(sentence_starts, np.minimum(wanted, stop - 1), "right") - 1
+    sentence = np.asarray(sentence_starts[rows], np.int64)
+    borders = np.maximum(sentence + (wanted - sentence) // PIECE * PIECE, start)
+    borders[0], borders[-1] = start, stop
+    return np.maximum.accumulate(borders)
+
+
+class Replicas(Trainer):
+    """A trainer that is one of several; see the top of this module. Made and used collectively.
+
+    Args:
+        group: the processes. Others as for ``Trainer``.
+
+    Raises:
+        SettingError: the processes were given different things to do.
+    """
+
+    def __init__(self, group: Processes, *given: Any) -> None:
+        super().__init__(*given)
+        import torch
+
+        self.group = group
+        self._agreed = threading.Event()  # to stop: set in all processes or in none
+        self._asked: threading.Event | None = None
+        self._folder: SharedFolder | None = None
+        self._exchanges = 0
+        group.check_alike(
+            {
+                "the version of firth": __version__,
+                "its steps": STEPS,
+                "the device": type(self._kernels).__name__,
+                **{_NAMES.get(name, name): value for name, value in self.settings().items()},
+            }
+        )
+        self._run_tokens = run_tokens(len(self.corpus), group.size, self._threads)
+        counts = self.counts
+        order = None if (np.diff(counts) <= 0).all() else np.argsort(-counts, kind="stable")
+        state = self.state
+        tables = torch.from_numpy(state.inputs), torch.from_numpy(state.outputs)
+        met = meetings(counts, self.objective)
+        self._exchange = Exchange(tables, self.config.dim, met, order, group.size)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes and tells."""
+        return self.group.rank == 0
+
+    def listen(self, stop: threading.Event) -> threading.Event:
+        """Ctrl-C in any process ends the round in all: the event that is set when that is agreed."""
+        self._asked = stop
+        return self._agreed
+
+    @contextlib.contextmanager
+    def folder(self, run: str | os.PathLike[str], resume: bool) -> Iterator[SharedFolder]:
+        """The run folder, which the first process alone opens."""
+        path = Path(run)
+        if not self.writes:
+            self._folder = SharedFolder(self, path, None)
+            yield self._folder
+            return
+        with super().folder(run, resume) as own:
+            self._folder = SharedFolder(self, path, own)
+            yield self._folder
+
+    def run(self, stop: threading.Event) -> bool:
+        """Train the next round, this process its runs of it; whether it ended an epoch.
+
+        Raises:
+            Diverged: a score of any process was not finite.
+            PeerFailed: another process has ended.
+        """
+        import torch
+
+        state, corpus, size = self.state, self.corpus, self.group.size
+        self.begin()
+        epoch, pos = divmod(state.place, len(corpus))
+        first = int(np.searchsorted(corpus.block_starts, pos))
+        wanted = pos + self._run_tokens * size * ROUND
+        last = max(first + 1, int(np.searchsorted(corpus.block_starts, wanted, "right")) - 1)
+        end = int(corpus.block_starts[last])
+        turns = max(1, round((end - pos) / (self._run_tokens * size)))
+        borders = cut(corpus.sentence_starts, pos, end, turns * size)
+        told = np.zeros(5)  # loss, pairs, scores; who wants to stop, whether it is time to save
+        for turn in range(turns):
+            begin, until = borders[turn * size + self.group.rank :][:2].tolist()
+            parts = (
+                np.unique(cut(corpus.sentence_starts, begin, until, self._threads)) if until > begin else []
+            )
+            if len(parts) > 1:
+                told[:3] += self.train(epoch, np.asarray(parts, np.int64), _NEVER)[0]
+            trained = (borders[(turn + 1) * size] - borders[turn * size]) / size
+            if turn < turns - 1:
+                self._exchanges += 1
+                self._make_one(rows_due(self._exchanges, len(state.inputs)), trained)
+        told[3] = self._asked is not None and self._asked.is_set()
+        told[4] = self._folder is not None and self._folder.is_time(state)
+        told = self.group.sum(torch.from_numpy(told)).numpy()
+        ends_epoch = end == len(corpus)
+        self._exchanges += 1
+        everything = ends_epoch or bool(told[3:].any())
+        rows = len(state.inputs)
+        self._make_one(rows if everything else rows_due(self._exchanges, rows), trained)
+        state.place += end - pos
+        self.account(told[:3])
+        if told[3]:
+            self._agreed.set()
+        if self._folder is not None:
+            self._folder.agreed = bool(told[4])
+        return ends_epoch and self.end_epoch()
+
+    def _make_one(self, rows: int, words: float) -> None:
+        kernels.fetch(self._kernels)
+        self._exchange.exchange(self.group, rows, words, self.rate())
+        kernels.forget(self._kernels)
+
+    def share_state(self, found: bool) -> bool:
+        """Give all processes the first one's state; whether it had ``found`` a checkpoint."""
+        import torch
+
+        state = self.state
+        facts = self.group.gather([found, state.place, state.losses, state.epoch_loss, state.epoch_pairs])[0]
+        if not facts[0]:
+            return False
+        _, state.place, state.losses, state.epoch_loss, state.epoch_pairs = facts
+        for table in (state.inputs, state.outputs):
+            self.group.broadcast(torch.from_numpy(table))
+        self._exchange.restart()
+        return True
+
+    def facts(self) -> dict[str, Any]:
+        """What the metadata of the vectors say of the processes."""
+        words = max(1, self.state.place - (self._began_place or 0)) / self.group.size
+        return {
+            "ranks": self.group.size,
+            "bytes_exchanged_per_word": round(self._exchange.sent / words, 1),
+        }
+
+
+_NEVER = threading.Event()
+"""A stop that nobody asks for: a run is not left before its end, since all wait for each other."""
+
+_NAMES = {"corpus": "the encoded text", "init": "the vectors to start from"}
+
+
+class SharedFolder:
+    """A run folder as the loop uses it, of which only the first process has more than the path."""
+
+    def __init__(self, trainer: Replicas, path: Path, own: Folder | None) -> None:
+        self.path, self._trainer, self._own = path, trainer, own
+        self.agreed = False  # that it is time to save
+
+    def load(self, state: State) -> bool:
+        """Fill the state of all processes from the first one's last checkpoint; false if there is none."""
+        return self._trainer.share_state(self._own is not None and self._own.load(state))
+
+    def is_time(self, state: State) -> bool:
+        """Whether the first process finds it time to save; false in the others."""
+        return self._own is not None and self._own.due(state)
+
+    def due(self, state: State) -> bool:
+        """Whether all save now."""
+        return self.agreed
+
+    def save(self, state: State) -> Path:
+        """Write a checkpoint, in the first process."""
+        return self.path if self._own is None else self._own.save(state)
