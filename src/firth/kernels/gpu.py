@@ -32,6 +32,8 @@ PRECISIONS = ("tf32x3", "tf32", "ieee")
 RUN_BLOCKS = 512
 """Blocks of a run, 33 million tokens: so many that programs which end early cost little."""
 
+TABLES = ("input table", "output table")
+
 SMALLEST = 16
 """Rows and columns that a product on tensor cores has at least."""
 
@@ -39,16 +41,17 @@ SMALLEST = 16
 class Design(NamedTuple):
     """How a step is cut up for the card; the result differs by rounding and by what programs see of others.
 
-    Only ``in_flight`` can touch quality. The defaults are reasoned, not measured: ``bench/gpu.py`` times
-    others beside them.
+    Only ``programs`` and ``in_flight`` can touch quality. The defaults are reasoned, not measured on a card:
+    ``bench/gpu.py`` times others beside them.
     """
 
     precision: str = "tf32x3"  # of products; sums are float32: tf32x3 is float32 to rounding, tf32 10 bits
     columns: int = 64  # of a row that a product takes at a time, a power of two from 16 on
     held: bool = True  # rows stay in registers between the products; else they are read twice
     warps: int = 4  # of a program
-    programs: int = 8  # side by side on a multiprocessor, at most
-    in_flight: float = 0.0  # see Card.programs
+    programs: int = 2  # side by side on a multiprocessor, at most; registers have room for no more
+    in_flight: float = 12.0  # see Card.programs
+    most: int | None = None  # programs in all, whatever the card; 1 goes through the text as the reference
 
 
 class _Stretch(NamedTuple):
@@ -104,6 +107,7 @@ class Card:
         _triton()
         self._held: dict[str, tuple[npt.NDArray[Any], Tensor]] = {}
         self._ahead = False  # the tables here have moved on from the caller's
+        self._hottest: tuple[float, float] | None = None
         self._streams: tuple[Tensor, Tensor] | None = None
         self._turn = 0
 
@@ -119,7 +123,7 @@ class Card:
     def fetch(self) -> None:
         """Bring the tables back into the arrays that :meth:`run` was given."""
         if self._ahead:
-            for name in ("inputs", "outputs"):
+            for name in TABLES:
                 array, tensor = self._held[name]
                 torch.from_numpy(array).copy_(tensor)
             self._ahead = False
@@ -127,7 +131,7 @@ class Card:
     def forget(self) -> None:
         """The caller has changed the tables: take them anew at the next run."""
         self._ahead = False
-        for name in ("inputs", "outputs"):
+        for name in TABLES:
             self._held.pop(name, None)
 
     def free_memory(self) -> int | None:
@@ -142,19 +146,21 @@ class Card:
         found = self._held.get(name)
         if found is None or found[0] is not array:
             self._held.pop(name, None)
-            with _memory_told(name, array.nbytes):
+            with _memory_told(f"the {name}", array.nbytes):
                 found = self._held[name] = (array, _uploaded(array, self.device))
         return found[1]
 
     def _tables(self, inputs: Floats, outputs: Floats) -> tuple[Tensor, Tensor]:
-        for name, table in (("inputs", inputs), ("outputs", outputs)):
+        for name, table in zip(TABLES, (inputs, outputs), strict=True):
             if table.dtype != np.float32 or table.ndim != 2 or not table.flags.c_contiguous:
-                raise SettingError(f"gpu.run(): {name} must be float32 (V, D) in C order, got {table.dtype}")
+                raise SettingError(
+                    f"gpu.run(): the {name} must be float32 (V, D) in C order, not {table.dtype}"
+                )
             found = self._held.get(name)
             if found is not None and found[0] is not table:
                 self.fetch()  # other tables: what was learned into these must not be lost
                 self.forget()
-        return self._on_card("inputs", inputs), self._on_card("outputs", outputs)
+        return self._on_card("input table", inputs), self._on_card("output table", outputs)
 
     # --- runs
 
@@ -223,7 +229,7 @@ class Card:
         found = self._held.get("corpus")
         if found is not None and found[0] is not ids:
             del self._held["corpus"]
-            found = None
+            found = self._hottest = None
         if found is None and self._streams is None:
             free = self.free_memory()
             if free is None or 2 * ids.nbytes < free:
@@ -243,14 +249,41 @@ class Card:
         _check_ids(here, n_rows, start)
         return _Stretch(here, start)
 
-    def programs(self, n_pieces: int) -> int:
-        """How many programs train side by side."""
+    def programs(self, n_pieces: int, step: Step, rate: float, hottest: tuple[float, float]) -> int:
+        """How many programs train side by side, at a learning rate.
+
+        A group does not see the updates of the groups under way beside it. All of these move the row of
+        the most frequent word by slopes taken at the same values; where their sum would overshoot, the
+        tables explode. That sum is bounded: with ``top`` the greatest share of a word among the kept
+        tokens and ``noise`` that among the negatives, ``in_flight`` is the most that ``programs * centres
+        of a group * rate * contexts * max(top * (1 + negatives), noise * negatives / 4)`` may be: half of
+        what was stable in all cases tried. Negatives pull less, most of their scores being low.
+        ``bench/gpu_in_flight.py`` imitates this on the CPU; figures: ``docs/gpu.md``.
+        """
         if self.deterministic:
             return 1
-        if self.device.type != "cuda":
-            return min(n_pieces, 3)
-        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-        return max(1, min(n_pieces, processors * self.design.programs))
+        top, noise = hottest
+        negatives = step.weight * step.pool
+        pull = max(top * (1.0 + negatives), noise * negatives / 4.0)
+        if step.share:
+            pull *= step.share * (step.window + 1 if step.shrink else 2 * step.window)
+        stable = int(self.design.in_flight / max(rate * pull, 1e-12))
+        processors = 4  # of the interpreter, whose programs run one after the other
+        if self.device.type == "cuda":
+            processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        wanted = processors * self.design.programs if self.design.most is None else self.design.most
+        return max(1, min(n_pieces, wanted, stable))
+
+    def _shares(self, ids: Tensor, sampling: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[float, float]:
+        """The greatest share of one word among the kept tokens, and among the negatives."""
+        if self._hottest is None:
+            _, keep, threshold, alias = sampling
+            unsigned = [(one.to(torch.int64) & 0xFFFFFFFF).double() for one in (keep, threshold)]
+            kept = torch.bincount(ids, minlength=len(keep)) * (unsigned[0] + 1.0)
+            own = (unsigned[1] + 1.0) / 2.0**32
+            drawn = own.index_add(0, alias.long(), 1.0 - own)
+            self._hottest = float(kept.max() / kept.sum()), float(drawn.max() / len(drawn))
+        return self._hottest
 
     def _launch(
         self,
@@ -272,7 +305,8 @@ class Card:
             stretch.ids, firsts, ends, keep, keys, stretch.first_pos, kept_id, kept_pos, n_kept,
             LANES=_power_of_two(PIECE),
         )  # fmt: skip
-        programs = self.programs(len(firsts))
+        rate = max(step.rate_last, step.rate_first - step.rate_slope * stretch.first_pos)
+        programs = self.programs(len(firsts), step, rate, self._shares(stretch.ids, sampling))
         # Programs take stretches of about equal length, far apart in the text, so that they meet less.
         shares = torch.arange(programs, device=self.device) * len(stretch.ids) // programs
         borders = torch.searchsorted(firsts, shares.to(torch.int32), out_int32=True)

@@ -1,0 +1,228 @@
+"""Training on a card: the kernels in a process of their own, since Triton reads TRITON_INTERPRET when it is
+imported and other tests shall not see it (cases: ``gpu_cases.py``); and what is said without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import firth
+from firth import kernels
+from firth.cli import run as firth_command
+from firth.errors import SettingError
+from firth.kernels import gpu
+from firth.kernels.gpu import Card, Design
+from firth.training import memory
+from test_rows_gpu import needs_triton
+
+HERE = Path(__file__).parent
+WITHOUT_CARD = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA card")
+
+
+def cases(folder: Path, *arguments: str, interpret: bool) -> None:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(
+        [*command, str(HERE / "gpu_cases.py")],
+        env=environment,
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    said = done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0, said
+    assert " passed" in done.stdout, said
+    assert " skipped" not in done.stdout or "multiplies in float32" in done.stdout, said
+
+
+@needs_triton
+def test_under_the_interpreter(tmp_path: Path) -> None:
+    cases(tmp_path, "-k", "not compile", interpret=True)
+
+
+@needs_triton
+def test_kernels_compile_for_cards(tmp_path: Path) -> None:
+    cases(tmp_path, "-k", "compile", interpret=False)
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
+def test_on_the_card(tmp_path: Path) -> None:
+    cases(tmp_path, "-k", "not compile", interpret=False)
+
+
+# --- which device -------------------------------------------------------------------------------
+
+
+@WITHOUT_CARD
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
+def test_without_a_card_a_sentence_says_what_was_looked_for(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, output = tmp_path / "text.txt", tmp_path / "out.safetensors"
+    text.write_text("a b a b\n")
+    assert firth_command(["train", str(text), "-o", str(output), "--device", device]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"device '{device}' needs a CUDA card" in said, said
+    assert f"torch {torch.__version__}" in said and "--device cpu" in said
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("device", ["tpu", "gpu", "", "mps:0"])
+def test_unknown_devices_are_named(device: str) -> None:
+    with pytest.raises(SettingError, match=f"one of auto, cpu, cuda, cuda:NUMBER, reference, not '{device}'"):
+        kernels.pick(device)
+
+
+@pytest.mark.parametrize("device", ["cuda:", "cuda:x", "cuda:-1", "cuda:1:2"])
+def test_odd_names_of_cards_are_refused(device: str) -> None:
+    with pytest.raises(SettingError, match="device must be cuda or cuda:NUMBER"):
+        kernels.pick(device)
+
+
+def _cards(monkeypatch: pytest.MonkeyPatch, count: int, capability: tuple[int, int] = (9, 0)) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(gpu, "_triton", lambda: None)
+
+
+def test_a_card_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    _cards(monkeypatch, 2)
+    assert str(Card("cuda").device) == "cuda:0"
+    assert str(Card("cuda:1").device) == "cuda:1"
+    with pytest.raises(
+        SettingError, match="device 'cuda:2' is not there, 2 CUDA cards are; use --device cpu"
+    ):
+        Card("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("driver", "count", "capability", "expected"),
+    [
+        (True, 1, (9, 0), "Card"),
+        (True, 1, (7, 5), "cpu"),
+        (True, 0, (0, 0), "cpu"),
+        (False, 1, (9, 0), "cpu"),
+    ],
+)
+def test_auto_takes_a_card_where_there_is_a_fit_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: bool, count: int, capability: Any, expected: str
+) -> None:
+    _cards(monkeypatch, count, capability)
+    if driver:
+        (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(kernels, "_DRIVERS", (str(tmp_path / "nvidiactl"),))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    picked = kernels.pick("auto")
+    assert (type(picked).__name__ if expected == "Card" else picked.__name__.rpartition(".")[2]) == expected  # type: ignore[attr-defined]
+
+
+def test_auto_imports_no_torch_where_there_is_no_driver() -> None:
+    program = (
+        "import sys\nfrom firth import kernels\nkernels._DRIVERS = ('/nowhere',)\n"
+        "kernels.pick('auto')\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_without_triton_a_sentence_says_what_is_missing() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from firth.errors import MissingExtra
+from firth.kernels import gpu
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+try:
+    gpu.Card("cuda:0")
+except MissingExtra as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("training on a CUDA card needs Triton"), done.stdout
+    assert "--device cpu" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "design", [Design(precision="fp8"), Design(columns=48), Design(columns=8), Design(warps=3)]
+)
+def test_designs_that_do_not_exist_are_refused(monkeypatch: pytest.MonkeyPatch, design: Design) -> None:
+    _cards(monkeypatch, 1)
+    with pytest.raises(SettingError, match=r"Design\(\): (precision|columns|warps) must be"):
+        Card("cuda", design=design)
+
+
+def test_so_many_programs_that_the_hottest_word_stays_stable(monkeypatch: pytest.MonkeyPatch) -> None:
+    _cards(monkeypatch, 1)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132)
+    )
+    card = Card("cuda")
+    step = firth.SkipGram().step(0.025, 0.0, 0.0)
+    text = (0.0131, 0.0189)  # of enwiki100M with sample 1e-3
+    stable = card.programs(10**6, step, 0.025, text)
+    assert 128 <= stable < 256  # 400 were seen to be stable, 512 to explode
+    assert card.programs(10**6, step, 0.05, text) == pytest.approx(stable / 2, abs=1)
+    assert card.programs(10**6, step, 1e-6, text) == 132 * card.design.programs
+    assert card.programs(7, step, 0.025, text) == 7
+    assert card.programs(10**6, step, 0.025, (1.0, 1.0)) < 8  # a tiny vocabulary
+    assert card.programs(10**6, step._replace(share=0), 0.025, text) > stable  # a pair at a time
+    assert Card("cuda", deterministic=True).programs(10**6, step, 0.025, text) == 1
+    assert Card("cuda", design=Design(most=9)).programs(10**6, step, 0.025, text) == 9
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+class Full:
+    """Kernels of a card with so many bytes free."""
+
+    run_blocks = 1
+
+    def __init__(self, free: int | None) -> None:
+        self._free = free
+
+    def free_memory(self) -> int | None:
+        return self._free
+
+    def fetch(self) -> None: ...
+    def forget(self) -> None: ...
+
+    def run(self, *_: Any) -> Any:
+        raise AssertionError("it was not to begin")
+
+    alias_table = staticmethod(kernels.pick("cpu").alias_table)
+
+
+def test_tables_that_the_card_cannot_hold_are_refused_with_what_would_fit() -> None:
+    memory.check_card(Full(None), 10**9, 1000)
+    memory.check_card(Full(memory.card_bytes(1_000_000, 300)), 1_000_000, 300)
+    memory.check_card(kernels.pick("cpu"), 10**9, 1000)
+    with pytest.raises(SettingError) as caught:
+        memory.check_card(Full(3 * 10**9), 10_000_000, 300)
+    said = str(caught.value)
+    assert "float32 (10,000,000, 300) of 12.2 GB each" in said and "3.0 GB are free" in said
+    dim, size = (int(said.partition(f"{flag} ")[2].partition(")")[0]) for flag in ("--dim", "--max-vocab"))
+    assert memory.card_bytes(10_000_000, dim) <= 3 * 10**9 < memory.card_bytes(10_000_000, dim + 1)
+    assert memory.card_bytes(size, 300) <= 3 * 10**9 < memory.card_bytes(size + 1, 300)
+
+
+def test_train_asks_before_it_makes_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = firth.Corpus.encode([["a", "b", "c"]] * 9, min_count=1)
+    monkeypatch.setattr(kernels, "pick", lambda *_: Full(10**6))
+    with pytest.raises(SettingError, match="device cpu"):
+        firth.train(corpus)
