@@ -69,16 +69,6 @@ def _as_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-@intrinsic
-def _as_bits(typing_context: Any, x: Any) -> Any:
-    """The 32 bits of a float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _INT32)
-
-    return types.int32(types.float32), codegen
-
-
 # --- scalar functions ---------------------------------------------------------------------------
 
 
@@ -108,18 +98,18 @@ def _exp(x: np.float32) -> np.float32:
 
 
 @nb.njit(inline="always")
-def _log(y: np.float32) -> np.float32:
-    """ln y for y >= 1, to 1e-6 absolute, as a polynomial that LLVM vectorises."""
-    bits = _as_bits(y)
-    exponent = np.float32((bits >> np.int32(23)) - np.int32(127))
-    m = _as_float((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000))
-    s = (m - np.float32(1.0)) / (m + np.float32(1.0))  # ln m = 2 artanh s, s in [0, 1/3]
-    q = s * s
-    p = np.float32(0.14545454) * q + np.float32(0.14285715)
-    p = p * q + np.float32(0.2)
-    p = p * q + np.float32(0.33333334)
-    p = p * q + np.float32(1.0)
-    return exponent * np.float32(0.6931471805599453) + np.float32(2.0) * s * p
+def _log1p(e: np.float32) -> np.float32:
+    """ln(1 + e) for 0 <= e <= 1, to 1.2e-7, as a polynomial that LLVM vectorises."""
+    p = np.float32(0.005253457929939032)
+    p = p * e + np.float32(-0.02958850748836994)
+    p = p * e + np.float32(0.07836166769266129)
+    p = p * e + np.float32(-0.13674770295619965)
+    p = p * e + np.float32(0.19111430644989014)
+    p = p * e + np.float32(-0.24844369292259216)
+    p = p * e + np.float32(0.33319270610809326)
+    p = p * e + np.float32(-0.49999502301216125)
+    p = p * e + np.float32(1.0)
+    return p * e
 
 
 # --- products of tiles --------------------------------------------------------------------------
@@ -417,14 +407,16 @@ def _slopes(scores: Any, weights: Any, n: int, rate: Any) -> Any:
     """
     loss = np.float32(0.0)
     total = np.float32(0.0)
+    minus_rate = -rate
     for k in range(n):
         w = weights[k]
         x = scores[k]
         total += x
         signed = x if w > np.float32(0.0) else -x
-        e = _exp(min(max(signed, np.float32(-30.0)), np.float32(30.0)))
-        loss += abs(w) * _log(np.float32(1.0) + e)
-        scores[k] = -rate * w * e / (np.float32(1.0) + e)
+        e = _exp(-min(abs(signed), np.float32(60.0)))
+        share = np.float32(1.0) / (np.float32(1.0) + e)
+        loss += abs(w) * (max(signed, np.float32(0.0)) + _log1p(e))
+        scores[k] = w * minus_rate * share * (np.float32(1.0) if signed > np.float32(0.0) else e)
     return loss, total
 
 
@@ -713,8 +705,8 @@ def skipgram_pairs(
                         x += context[d] * target[d]
                     score_sum += x
                     signed = -x if n < 0 else x
-                    e = _exp(min(max(signed, np.float32(-30.0)), np.float32(30.0)))
-                    loss_sum += _log(np.float32(1.0) + e)
+                    e = _exp(-min(abs(signed), np.float32(60.0)))
+                    loss_sum += max(signed, np.float32(0.0)) + _log1p(e)
                     slope = rate * _pair_slope(x, n < 0, step.saturation)
                     if target_id < step.fixed_outputs:
                         for d in range(width):

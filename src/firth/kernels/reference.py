@@ -30,7 +30,7 @@ import numpy.typing as npt
 PIECE = 1000
 """The most tokens in a piece."""
 
-STEPS = 2
+STEPS = 3
 """Goes up when draws, steps or their rounding change, so that no run is resumed half by other ones."""
 
 EXACT, CLIP, SKIP = 0, 1, 2
