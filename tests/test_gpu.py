@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import firth
-from firth import kernels
+from firth import kernels, queries, search
 from firth.cli import run as firth_command
-from firth.errors import SettingError
+from firth.errors import RunError, SettingError
 from firth.kernels import gpu
 from firth.kernels.gpu import Card, Design
 from firth.training import memory
@@ -226,3 +227,79 @@ def test_train_asks_before_it_makes_tables(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernels, "pick", lambda *_: Full(10**6))
     with pytest.raises(SettingError, match="device cpu"):
         firth.train(corpus)
+
+
+# --- search -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def search_here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """``device="cuda"`` searches by torch on the CPU where there is no card; the tables made are listed."""
+    made = []
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(gpu, "find_card", lambda *_: torch.device("cpu"))
+
+    def table(*arguments: Any) -> search.CardTable:
+        made.append(search.CardTable(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(queries, "CardTable", table)
+    return made
+
+
+@pytest.mark.parametrize("restrict", [None, 200])
+@pytest.mark.parametrize("topn", [1, 10, 5000])
+def test_a_card_finds_what_numpy_finds(search_here: list[Any], topn: int, restrict: int | None) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(900, 20)).astype(np.float32)
+    matrix[50:90] = matrix[10]  # equal rows, more than are asked for
+    matrix[300] = 0
+    matrix[301, 3] = np.nan
+    vectors = firth.Vectors([f"w{row}" for row in range(900)], matrix)
+    names = ["w3", "w10", "w301", "w899", "w300"]
+    for asked in (names, rng.normal(size=(40, 20))):
+        ids, cosines = vectors.nearest(asked, topn, restrict, "cuda")
+        expected_ids, expected = vectors.nearest(asked, topn, restrict)
+        assert ids.tolist() == expected_ids.tolist()
+        assert cosines.tolist() == expected.tolist()
+        assert (ids.dtype, cosines.dtype) == (np.int64, np.float32)
+    assert vectors.most_similar_batch(names[:2], topn, restrict, "cuda") == vectors.most_similar_batch(
+        names[:2], topn, restrict
+    )
+    assert len(search_here) == 1  # one copy, for all calls
+
+
+def test_many_queries_in_parts_and_whole_numbers_with_ties(
+    search_here: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "CARD_SCORES", 2000)
+    matrix = np.random.default_rng(0).integers(-3, 4, (600, 4)).astype(np.float32)
+    vectors = firth.Vectors([f"w{row}" for row in range(600)], matrix)
+    for got, wanted in zip(
+        vectors.nearest(matrix[:50], 7, device="cuda"), vectors.nearest(matrix[:50], 7), strict=True
+    ):
+        assert got.tolist() == wanted.tolist()
+
+
+@WITHOUT_CARD
+def test_searching_without_a_card_is_refused() -> None:
+    vectors = firth.Vectors(["a", "b"], np.eye(2, dtype=np.float32))
+    with pytest.raises(
+        SettingError, match=r"nearest\(\): device 'cuda' needs a CUDA card.*leave device= out"
+    ):
+        vectors.nearest(["a"], device="cuda")
+    with pytest.raises(SettingError, match=r"nearest\(\): device must be cuda or cuda:NUMBER, not 'tpu'"):
+        vectors.most_similar_batch(["a"], device="tpu")
+    assert vectors.nearest(["a"], device="cpu")[0].tolist() == [[1]]
+
+
+def test_no_room_for_the_matrix_is_a_sentence(
+    search_here: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    vectors = firth.Vectors(["a", "b"], np.eye(2, dtype=np.float32))
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(RunError, match=r"no room on the card for the matrix, float32 \(2, 2\)"):
+        vectors.nearest(["a"], device="cuda")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from firth.errors import KeyNotFound, SettingError, ShapeError
 from firth.lookup import Float32s, Key, Lookup, refuse_one
-from firth.search import inverse, lengths, products, top_k, unit
+from firth.search import CardTable, inverse, lengths, products, top_k, unit
 
 Item: TypeAlias = Key | NDArray[Any] | tuple[Key | NDArray[Any], float]
 Items: TypeAlias = Item | Sequence[Item] | None
@@ -27,6 +27,8 @@ class Queries(Lookup):
 
     Where there are subwords, every word that is asked about has a vector; answers are keys all the same.
     """
+
+    _card_table: tuple[Any, CardTable] | None = None
 
     # -- means of several keys
 
@@ -217,7 +219,11 @@ class Queries(Lookup):
         return self.most_similar([np.asarray(vector)], topn=topn, restrict_vocab=restrict_vocab)
 
     def nearest(
-        self, queries: Sequence[Key] | NDArray[Any], topn: int = 10, restrict_vocab: int | None = None
+        self,
+        queries: Sequence[Key] | NDArray[Any],
+        topn: int = 10,
+        restrict_vocab: int | None = None,
+        device: str | None = None,
     ) -> tuple[NDArray[np.int64], Float32s]:
         """The nearest rows of many queries at once, as arrays, at the speed of a matrix product.
 
@@ -225,6 +231,9 @@ class Queries(Lookup):
             queries: keys, which are left out of their own answers, or a (Q, D) array.
             topn: how many for each, 1 or more.
             restrict_vocab: search the first rows only.
+            device: ``"cuda"`` or ``"cuda:1"`` searches on that card, where the matrix is kept from the first
+                such call on, one copy of it; ``None`` or ``"cpu"`` searches with numpy. The answers are
+                the same.
 
         Returns:
             row numbers (Q, K) int64 and cosines (Q, K) float32, best first; K is ``topn`` or, where
@@ -232,12 +241,14 @@ class Queries(Lookup):
             among queries that are not, ends in the row number -1 with the cosine minus infinity.
 
         Raises:
-            SettingError: ``topn`` below 1, or one string for a list of keys.
+            SettingError: ``topn`` below 1, one string for a list of keys, or no such card.
             KeyNotFound: a key is not there.
             ShapeError: an array of another width, or with NaN or infinity in it.
+            RunError: the card has no room for the matrix.
         """
         if topn < 1:
             raise SettingError(f"nearest(): topn is {topn}; it must be 1 or more")
+        table = None if device in (None, "cpu") else self._on_card(str(device))
         last = self._range(0, None, restrict_vocab, "nearest")[1]
         skip = None
         if isinstance(queries, np.ndarray) and queries.dtype.kind == "f":
@@ -255,13 +266,29 @@ class Queries(Lookup):
             vectors *= inverse(lengths(vectors))[:, None]
             if ((rows >= 0) & (rows < last)).any():
                 skip = np.where(rows < last, rows, -1)[:, None]
+        if table is not None:
+            return table.top_k(vectors, topn, last, skip)
         return top_k(vectors, self._matrix[:last], topn, scale=self._inverse_norms()[:last], skip=skip)
 
+    def _on_card(self, name: str) -> CardTable:
+        """The matrix on that card; the copy on another card is given up."""
+        from firth.kernels.gpu import find_card
+
+        found = find_card(name, "nearest()", "leave device= out")
+        if self._card_table is None or self._card_table[0] != found:
+            self._card_table = None
+            self._card_table = found, CardTable(self._matrix, self._inverse_norms(), found)
+        return self._card_table[1]
+
     def most_similar_batch(
-        self, queries: Sequence[Key] | NDArray[Any], topn: int = 10, restrict_vocab: int | None = None
+        self,
+        queries: Sequence[Key] | NDArray[Any],
+        topn: int = 10,
+        restrict_vocab: int | None = None,
+        device: str | None = None,
     ) -> list[Neighbours]:
         """``nearest`` with names: for each query ``[(key, cosine), ...]``."""
-        ids, scores = self.nearest(queries, topn, restrict_vocab)
+        ids, scores = self.nearest(queries, topn, restrict_vocab, device)
         self._keys.to_list()  # many names are wanted: decode them once
         found = (ids >= 0).sum(axis=1)
         return [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firth.errors import SettingError, ShapeError
+from firth.errors import RunError, SettingError, ShapeError
 
 GROUP = 32  # neighbouring rows of which only the maximum is kept
 TILE_ROWS = 4096
@@ -23,6 +23,8 @@ SMALL = 1 << 22  # up to this many scores are made and partitioned directly
 SCORES = 1 << 25  # cosines that best_answers holds at once: 128 MiB
 # Two ways to add up a product differ by rounding; groups this close to the bound are looked at too.
 SLACK = 1e-6
+CARD_SLACK = 5e-6  # the same on a card, whose sums are in another order again
+CARD_SCORES = 1 << 27  # scores that a card holds at once: 512 MiB
 SHORTEST = 1.2e-38  # lengths below this are zero: their inverse is no float32
 
 
@@ -205,6 +207,81 @@ def _reduce(scores: NDArray[np.float32], full: int, target: NDArray[np.float32])
     scores[:cut].reshape(full, GROUP, scores.shape[1]).max(axis=1, out=target[:full])
     if cut < len(scores):
         scores[cut:].max(axis=0, out=target[full])
+
+
+class CardTable:
+    """A matrix on a CUDA card, copied there once, and :func:`top_k` of it.
+
+    The card makes the scores and finds which rows can be among the best; those few are scored and ranked
+    by numpy, as everywhere, so that the answers are the same to the bit.
+
+    Args:
+        matrix: (V, D) float32. scale: (V,) float32, as for :func:`top_k`.
+        device: a card, as torch names it.
+
+    Raises:
+        RunError: the card has no room for the matrix.
+    """
+
+    def __init__(self, matrix: NDArray[np.float32], scale: NDArray[np.float32], device: Any) -> None:
+        import torch
+
+        self._matrix, self._scale = matrix, scale
+        try:
+            self._here = torch.empty(matrix.shape, dtype=torch.float32, device=device)
+            self._scale_here = torch.from_numpy(scale.copy()).to(device)
+        except torch.cuda.OutOfMemoryError as error:
+            raise RunError(
+                f"nearest(): no room on the card for the matrix, float32 {matrix.shape} of "
+                f"{matrix.nbytes / 1e9:,.1f} GB; leave device= out, or load fewer rows (Vectors.load(limit=))"
+            ) from error
+        step = max(1, (1 << 24) // max(1, matrix.shape[1]))  # 64 MiB: a mapped file is never held whole
+        for start in range(0, len(matrix), step):
+            self._here[start : start + step] = torch.from_numpy(matrix[start : start + step].copy())
+
+    def top_k(
+        self, queries: NDArray[np.float32], k: int, rows: int, skip: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """:func:`top_k` among the first ``rows`` rows."""
+        extra = 0 if skip is None else skip.shape[1]
+        most = min(k + extra, rows)
+        ids = np.empty((len(queries), most), np.int64)
+        scores = np.empty((len(queries), most), np.float32)
+        step = max(1, CARD_SCORES // rows)
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
+            found = zip(self._near(part, most, rows), part, strict=True)
+            best = _best_of(found, self._matrix, most, self._scale)
+            ids[start : start + step], scores[start : start + step] = best
+        return (ids, scores) if skip is None else _leave_out(ids, scores, skip, k)
+
+    def _near(self, queries: NDArray[np.float32], k: int, rows: int) -> Iterator[NDArray[np.int64]]:
+        """For each query the ids, rising, of the rows that can be among its best ``k``."""
+        import torch
+
+        asked = torch.from_numpy(queries.copy()).to(self._here.device)
+        scores = asked @ self._here[:rows].T
+        scores *= self._scale_here[:rows]
+        scores = torch.where(scores.isnan(), -torch.inf, scores)
+        best = scores.topk(k, dim=1).values
+        bound, top = best[:, -1:], best[:, :1]
+        # Where the user lets torch multiply in tf32, ten bits of a product are right.
+        slack = 4e-3 if torch.backends.cuda.matmul.allow_tf32 else CARD_SLACK
+        least = bound - slack * torch.maximum(bound.abs(), top.abs())
+        near = scores >= torch.where(least.isnan(), bound, least)
+        counts = near.sum(1).tolist()
+        enough = 4 * k + 64  # so many equal scores: those of the lowest ids are taken
+        places = near.nonzero()[:, 1].cpu().numpy() if max(counts, default=0) <= enough else None
+        first = 0
+        for query, count in enumerate(counts):
+            if places is not None:
+                yield places[first : first + count]
+            elif count <= enough:
+                yield near[query].nonzero()[:, 0].cpu().numpy()
+            else:
+                order = scores[query].sort(descending=True, stable=True).indices[:k]
+                yield order.sort().values.cpu().numpy()
+            first += count
 
 
 def best_answers(

@@ -100,7 +100,8 @@ class Card:
     def __init__(
         self, device: str = "cuda", *, deterministic: bool = False, design: Design | None = None
     ) -> None:
-        self.device = _device(device)
+        on_cpu = device == "cpu" and interpreted()
+        self.device = torch.device("cpu") if on_cpu else find_card(device)
         self.design = Design() if design is None else design
         self.deterministic = deterministic
         _check_design(self.design)
@@ -351,29 +352,31 @@ def constants(kernel: str, width: int, step: Step, design: Design, deterministic
 # --- devices ------------------------------------------------------------------------------------
 
 
-def _device(name: str) -> torch.device:
-    """The card of that name.
+def find_card(
+    name: str, who: str = "train()", way_out: str = "use --device cpu (device='cpu')"
+) -> torch.device:
+    """The card of that name, ``cuda`` or ``cuda:NUMBER``.
+
+    Args:
+        who: the function that the user called, for the message; ``way_out``: how it goes without a card.
 
     Raises:
         SettingError: there is none; the sentence says what was looked for.
     """
-    if name == "cpu" and interpreted():
-        return torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind != "cuda" or not (number.isdecimal() or name == "cuda"):
-        raise SettingError(f"train(): device must be cuda or cuda:NUMBER, not {name!r}")
-    way_out = "use --device cpu (device='cpu')"
+        raise SettingError(f"{who}: device must be cuda or cuda:NUMBER, not {name!r}")
     if not torch.cuda.is_available():
         why = (
             f"torch {torch.__version__} is a build without CUDA"
             if torch.version.cuda is None
             else f"torch {torch.__version__} for CUDA {torch.version.cuda} sees no NVIDIA card or driver"
         )
-        raise SettingError(f"train(): device {name!r} needs a CUDA card, and {why}; {way_out}")
+        raise SettingError(f"{who}: device {name!r} needs a CUDA card, and {why}; {way_out}")
     count = torch.cuda.device_count()
     index = int(number) if number else torch.cuda.current_device()
     if index >= count:
-        raise SettingError(f"train(): device {name!r} is not there, {count} CUDA cards are; {way_out}")
+        raise SettingError(f"{who}: device {name!r} is not there, {count} CUDA cards are; {way_out}")
     return torch.device("cuda", index)
 
 
