@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +37,9 @@ MEETING = timedelta(minutes=5)
 
 NAMING = 20.0
 """Seconds in which a process that is alive tells so after another has gone; it may be in a kernel."""
+
+TOGETHER = 3.0
+"""Seconds within which processes that fail for one reason do so; then the first tells it for all."""
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -127,6 +131,7 @@ class Processes:
 
         self.place, self.rank, self.size = place, place.rank, place.size
         self._closed = self._within = self._told = False
+        self._under_way: list[Any] = []
         address = os.environ["MASTER_ADDR"]
         if place.local_size == place.size and address in ("localhost", "127.0.0.1", "::1"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name may lead nowhere
@@ -135,7 +140,7 @@ class Processes:
             store.set_timeout(MEETING)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
-                store=PrefixStore("firth/group", store),
+                store=PrefixStore(f"firth/{place.restarts}/group", store),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=PATIENCE,
@@ -146,7 +151,7 @@ class Processes:
                 f"{os.environ['MASTER_PORT']} in {MEETING.seconds // 60} minutes ({_short(error)}); is "
                 "torchrun running on every machine?"
             ) from error
-        self._store: Any = PrefixStore("firth/told", store)
+        self._store: Any = PrefixStore(f"firth/{place.restarts}/told", store)
         self._others = [json.loads(text) for text in self._gather_bytes(json.dumps(_self()).encode())]
 
     # --- what they say to each other
@@ -195,27 +200,29 @@ class Processes:
         from torch import distributed as dist
 
         with self.talking():
-            works = []
             for step in range(1, self.size):
                 to, of = (self.rank + step) % self.size, (self.rank - step) % self.size
                 if give[to].numel():
-                    works.append(dist.isend(give[to].contiguous(), to))
+                    self._under_way.append(dist.isend(give[to].contiguous(), to))
                 if take[of].numel():
-                    works.append(dist.irecv(take[of], of))
+                    self._under_way.append(dist.irecv(take[of], of))
             take[self.rank].copy_(give[self.rank])
-            for work in works:
-                if work is not None:
-                    work.wait()
+            self._finish()
 
     def hand_on(self, give: Tensor, take: Tensor) -> None:
         """``give`` to the rank before this one, ``take`` from the one after; the ranks stand in a ring."""
         from torch import distributed as dist
 
         with self.talking():
-            work = dist.isend(give, (self.rank - 1) % self.size)
-            dist.recv(take, (self.rank + 1) % self.size)
+            self._under_way.append(dist.isend(give, (self.rank - 1) % self.size))
+            self._under_way.append(dist.irecv(take, (self.rank + 1) % self.size))
+            self._finish()
+
+    def _finish(self) -> None:
+        for work in self._under_way:
             if work is not None:
                 work.wait()
+        self._under_way.clear()
 
     def wait(self) -> None:
         """Until all are here."""
@@ -230,7 +237,7 @@ class Processes:
         Raises:
             SettingError: names the first rank that differs from rank 0, and in what.
         """
-        first, *others = self.gather(dict(facts))
+        first, *others = self.gather(_flat(facts))
         for rank, there in enumerate(others, 1):
             differing = [
                 f"{name} is {_short(there.get(name, 'not given'))} there and "
@@ -279,13 +286,15 @@ class Processes:
         """Tell the others why this process ends; whether it is the first to tell just this."""
         self.close()
         sentence = str(error) or type(error).__name__
-        with contextlib.suppress(RuntimeError):
+        try:
             self._store.set(f"failed/{self.rank}", sentence)
-            deadline = time.monotonic() + (1.0 if self.rank else 0.0)
+            deadline = time.monotonic() + (TOGETHER if self.rank else 0.0)
             while time.monotonic() < deadline:
                 if sentence in [self._told_by(rank) for rank in range(self.rank)]:
                     return False
                 time.sleep(0.02)
+        except RuntimeError:  # without torchrun's, the store ends with rank 0, which has told why
+            return self.rank == 0
         return True
 
     def close(self) -> None:
@@ -294,6 +303,7 @@ class Processes:
 
         if not self._closed:
             self._closed = True
+            self._under_way.clear()
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
 
@@ -301,7 +311,10 @@ class Processes:
         """Who it was, and whether this process is the one to tell."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is something to tell first
-        self.close()  # so that those who wait for this process stop waiting
+        # Those who wait for this process are to stop waiting: its connections close when nothing holds them,
+        # and the frames in which the error came do.
+        traceback.clear_frames(error.__traceback__)
+        self.close()
         try:
             self._store.set(f"answers/{self.rank}", "")
             silent = self._silent()
@@ -382,7 +395,16 @@ def joined(device: str = "cpu") -> Iterator[Processes | None]:
         raise
     finally:
         group.close()
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) == group.terminate:  # else this process is ending
+            signal.signal(signal.SIGTERM, before)
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts with those of facts within facts beside them."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _self() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from firth.errors import (
     StorageError,
 )
 from firth.files import remove_tree
-from firth.processes import place
+from firth.processes import PeerFailed, place
 from firth.progress import Reporter
 
 
@@ -83,6 +83,11 @@ def run_kept(folder: Path, own: bool) -> Iterator[None]:
     before = _has_checkpoint(folder)
     try:
         yield
+    except PeerFailed as error:
+        if not _has_checkpoint(folder):
+            raise
+        sentence = f"{error}; {folder} has the run: the same command with --resume goes on"
+        raise PeerFailed(sentence, error.speaks) from error
     except RunError:
         raise  # the folder is another's
     except BaseException as error:

@@ -141,11 +141,9 @@ class Replicas(Trainer):
         told = np.zeros(5)  # loss, pairs, scores; who wants to stop, whether it is time to save
         for turn in range(turns):
             begin, until = borders[turn * size + self.group.rank :][:2].tolist()
-            parts = (
-                np.unique(cut(corpus.sentence_starts, begin, until, self._threads)) if until > begin else []
-            )
-            if len(parts) > 1:
-                told[:3] += self.train(epoch, np.asarray(parts, np.int64), _NEVER)[0]
+            if until > begin:
+                parts = np.unique(cut(corpus.sentence_starts, begin, until, self._threads))
+                told[:3] += self.train(epoch, parts, _NEVER)[0]
             trained = (borders[(turn + 1) * size] - borders[turn * size]) / size
             if turn < turns - 1:
                 self._exchanges += 1

@@ -1,0 +1,235 @@
+"""Replicated training: the same work by several processes, and quality that does not depend on how many."""
+
+import numpy as np
+import pytest
+import torch
+
+from firth.encoding import PIECE
+from firth.errors import SettingError
+from firth.processes import place
+from firth.training import SkipGram, exchange
+from firth.training.distributed import Replicas, cut, run_tokens
+from firth.training.exchange import Exchange, bytes_sent, meetings, rows_due
+from firth.training.loop import Trainer
+from planted import cluster_score, clusters, corpus_of, even_sentences, learn
+from teams import Workers
+
+# --- in worker processes ------------------------------------------------------------------------
+
+
+def trained(group, settings):
+    """The vectors, and the pairs that all processes trained together."""
+    pairs = []
+    account = Trainer.account
+    Trainer.account = lambda self, stats: (pairs.append(stats[1]), account(self, stats))[1]
+    try:
+        vectors = learn(clusters(), keep_context=True, group=group, **settings)
+    finally:
+        Trainer.account = account
+    return vectors.vectors, vectors.context.vectors, sum(pairs), vectors.metadata
+
+
+def refused(group, rank, name, value):
+    """The sentence with which a setting that differs at one rank is refused."""
+    settings = {name: value} if group.rank == rank else {}
+    try:
+        learn(clusters(200), epochs=1, group=group, **settings)
+    except SettingError as error:
+        return str(error)
+    return ""
+
+
+def other_text(group):
+    try:
+        learn(clusters(200, seed=group.rank), epochs=1, group=group)
+    except SettingError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def two():
+    workers = Workers(2, __name__)
+    yield workers
+    workers.end()
+
+
+@pytest.fixture(scope="module")
+def four():
+    workers = Workers(4, __name__)
+    yield workers
+    workers.end()
+
+
+def alone():
+    pairs = []
+    account = Trainer.account
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Trainer, "account", lambda self, stats: (pairs.append(stats[1]), account(self, stats))[1]
+        )
+        vectors = learn(clusters(), keep_context=True)
+    return vectors, sum(pairs)
+
+
+@pytest.fixture(scope="module")
+def single():
+    return alone()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_quality_and_draws_are_those_of_one_process(size, single, two, four):
+    vectors, pairs = single
+    results = (two if size == 2 else four).run(trained, {})
+    for inputs, outputs, _, _ in results[1:]:  # the same tables everywhere, to the bit
+        assert np.array_equal(inputs, results[0][0]) and np.array_equal(outputs, results[0][1])
+    inputs, _, together, metadata = results[0]
+    assert together == pairs  # every draw of what is kept and of how far windows reach
+    expected, found = cluster_score(vectors), cluster_score(type(vectors)(vectors.index_to_key, inputs))
+    assert found.recovered and abs(found.precision - expected.precision) <= 0.01
+    assert metadata["loss"][-1] == pytest.approx(vectors.metadata["loss"][-1], rel=0.05)
+    assert metadata["ranks"] == size and metadata["bytes_exchanged_per_word"] > 0
+
+
+def test_a_rank_without_work_takes_part(four):
+    results = four.run(trained_tiny)
+    assert all(np.array_equal(one, results[0]) for one in results)
+
+
+def trained_tiny(group):
+    ids = np.arange(12) % 3
+    corpus = corpus_of(ids, even_sentences(12, 6))
+    return learn(corpus, SkipGram(sample=0.0), epochs=2, group=group).vectors
+
+
+@pytest.mark.parametrize(
+    "name, value, said", [("dim", 16, "dim is 16 there and 32 at rank 0"), ("seed", 5, "seed is 5 there")]
+)
+def test_other_settings_are_refused(name, value, said, two):
+    sentences = two.run(refused, 1, name, value)
+    assert sentences[0] == sentences[1]
+    assert sentences[0].startswith("rank 1 does not do the same work as rank 0: ") and said in sentences[0]
+
+
+def test_another_text_is_refused(two):
+    for sentence in two.run(other_text):
+        assert "rank 1 does not do the same work as rank 0: the encoded text is " in sentence
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def test_cut_keeps_pieces_whole():
+    starts = np.array([0, 10, 2510, 2600, 9000], np.int64)
+    pieces = {
+        first
+        for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+        for first in range(a, b, PIECE)
+    }
+    borders = cut(starts, 0, 9000, 7)
+    assert len(borders) == 8 and borders[0] == 0 and borders[-1] == 9000
+    assert set(borders[:-1].tolist()) <= pieces and (np.diff(borders) >= 0).all()
+    assert np.diff(borders).max() <= 9000 / 7 + PIECE
+    assert cut(starts, 0, 10, 4).tolist() == [0, 0, 0, 0, 10]  # one piece is not cut
+
+
+def test_runs_are_shorter_in_short_texts():
+    assert run_tokens(10**9, 4, 2) == 2 * 65_536
+    assert run_tokens(1_000_000, 4, 1) == 10_000
+    assert run_tokens(1000, 4, 1) == 4096
+
+
+def test_frequent_rows_come_more_often():
+    due = [rows_due(number, 10_000) for number in range(1, 17)]
+    assert due[:4] == [1024, 2048, 1024, 4096] and due[15] == 10_000
+    assert bytes_sent(1000, 100, 2) == 2 * 1000 * 100 * 4
+
+
+def _exchanges(order=None, rows=50, dim=12, size=4):
+    counts = np.array([10**9 // (row + 1) ** 4 for row in range(rows)])
+    if order is not None:
+        counts = counts[np.argsort(order)]
+    met = meetings(counts, SkipGram(sample=0.0))
+    start = torch.randn(2, rows, 16, generator=torch.Generator().manual_seed(0))
+    start[:, :, dim:] = 0
+    pairs = [(start[0].clone(), start[1].clone()) for _ in range(size)]
+    return start, pairs, [Exchange(pair, dim, met, order, size) for pair in pairs]
+
+
+def _swap(exchanges, rows, words):
+    for one in exchanges:
+        one.note(words, 0.025)
+        one.look(0)
+        one.look(1)
+    for which in (0, 1):
+        total = sum(one.collect(which, 0, rows) for one in exchanges)
+        for one in exchanges:
+            one.apply(which, 0, rows, total)
+    for one in exchanges:
+        one.settle(rows)
+
+
+@pytest.mark.parametrize("order", [None, np.random.default_rng(0).permutation(50)])
+def test_rare_rows_are_summed_and_frequent_ones_averaged(order):
+    start, pairs, exchanges = _exchanges(order)
+    chance = torch.Generator().manual_seed(1)
+    for inputs, outputs in pairs:
+        inputs[:, :12] += torch.randn(50, 12, generator=chance)
+        outputs[:, :12] += torch.randn(50, 12, generator=chance)
+    moved = sum(inputs - start[0] for inputs, _ in pairs)
+    _swap(exchanges, 50, words=20_000)
+    for pair in pairs[1:]:
+        assert torch.equal(pair[0], pairs[0][0]) and torch.equal(pair[1], pairs[0][1])
+    first, last = (0, 49) if order is None else order[[0, 49]].tolist()
+    found = pairs[0][0] - start[0]
+    assert torch.allclose(found[first], moved[first] / 4, rtol=0.02, atol=1e-3)  # many meetings: the mean
+    assert torch.allclose(found[last], moved[last], rtol=0.1, atol=0.05)  # few: the sum
+
+
+def test_rows_that_are_not_due_stay_apart():
+    start, pairs, exchanges = _exchanges()
+    for rank, (inputs, _) in enumerate(pairs):
+        inputs[:, :12] += rank
+    _swap(exchanges, 10, words=1000)
+    assert torch.equal(pairs[0][0][:10], pairs[3][0][:10])
+    assert torch.equal(pairs[3][0][10:, :12], start[0][10:, :12] + 3)
+    _swap(exchanges, 50, words=1000)  # what they moved before is not lost
+    assert torch.equal(pairs[0][0], pairs[3][0])
+    assert (pairs[0][0][40:, :12] > start[0][40:, :12] + 1).all()
+
+
+def test_one_process_keeps_what_it_has():
+    _, pairs, exchanges = _exchanges(size=1)
+    pairs[0][0][:, :12] += 1
+    expected = pairs[0][0].clone()
+    _swap(exchanges, 50, words=10**6)
+    assert torch.allclose(pairs[0][0], expected, atol=1e-5)
+
+
+def test_curvature_is_a_mean_second_derivative():
+    assert 0 < exchange.CURVATURE < 0.25
+    assert issubclass(Replicas, Trainer)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "not MASTER_ADDR and MASTER_PORT: start the processes by torchrun",
+        ),
+        ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK='x'"),
+        (
+            {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "a rank is below the size",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_be(given, said, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert place() is None
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingError, match=said):
+        place()
