@@ -182,19 +182,22 @@ class Exchange:
 
     def apply(self, which: int, begin: int, end: int, total: Tensor) -> None:
         """Move rows ``begin`` to ``end`` from what they were, given the sum of all ``collect``."""
-        table, before = self._tables[which], self._before[which]
-        rows, space = self._places(begin, end), self._spaces[which]
+        table, before, rows = self._tables[which], self._before[which], self._places(begin, end)
+        moved = self.combined(which, begin, end, total)
+        if isinstance(rows, slice):
+            before[rows] += moved
+        else:
+            before.index_add_(0, rows, moved)
+        table[rows] = before[rows]
+
+    def combined(self, which: int, begin: int, end: int, total: Tensor) -> Tensor:
+        """By how much rows ``begin`` to ``end`` move, (end - begin, dim); see the top of this module."""
+        space = self._spaces[which]
         met = self._met[which][begin:end] * self._waited[begin:end]
         x = (CURVATURE * met[:, None] * self._lengths[which][None]).clamp(1e-6, 60.0)
         factors = (-self._size * x).expm1() / (-x).expm1() / self._size
         rest = factors[:, -1:]
-        moved = total * rest + ((total @ space) * (factors[:, :-1] - rest)) @ space.T
-        if isinstance(rows, slice):
-            before[rows] += moved
-            table[rows] = before[rows]
-        else:
-            before.index_add_(0, rows, moved)
-            table[rows] = before[rows]
+        return total * rest + ((total @ space) * (factors[:, :-1] - rest)) @ space.T
 
     def restart(self) -> None:
         """Take the tables, which are the same in all processes, for the last exchange's."""
