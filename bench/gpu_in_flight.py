@@ -6,9 +6,9 @@
 On a card some hundred programs go through the text side by side and update the same tables without
 locks. Here so many programs go in step: all take the scores of their next group from the same tables,
 then all add their updates, so that no group sees another of the same step. That is the worst that a card
-can do whose programs take equally long. Draws, groups and learning rates are those of the kernels; programs
-take stretches of equal length, as in kernels/gpu.py. Printed are the mean loss a pair in the last epoch and
-scores of the vectors beside those of firth's own kernel with one thread.
+can do whose programs take equally long. Draws, groups and learning rates are those of the kernels; a program
+takes the next piece that nobody has, as in kernels/gpu.py. Printed are the mean loss a pair in the last
+epoch and scores of the vectors beside those of firth's own kernel with one thread.
 """
 
 from __future__ import annotations
@@ -48,9 +48,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sample", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=0.025)
+    parser.add_argument("--window", type=int, default=5)
+    parser.add_argument("--negatives", type=int, default=5)
+    parser.add_argument(
+        "--bits", type=int, default=23, help="of the mantissa that products see; tf32 has 10, bf16 7"
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON a run")
     settings = parser.parse_args()
-    objective = firth.SkipGram(sample=settings.sample)
+    objective = firth.SkipGram(
+        window=settings.window, negatives=settings.negatives, sample=settings.sample, lr=settings.lr
+    )
     with tempfile.TemporaryDirectory() as folder:
         text = common.lines_file(settings.text, settings.words)
         corpus = firth.Corpus.encode(text, cache=folder)
@@ -103,7 +111,7 @@ def train(
         sums = np.zeros(2)
         for first in range(0, size, LAUNCH):
             for batch in batches(corpus, first, min(first + LAUNCH, size), step, draws, programs):
-                sums += move(*tables, batch, step)
+                sums += move(*tables, batch, step, settings.bits)
         loss = sums[0] / sums[1]
     return firth.Vectors(corpus.vocab.tokens, inputs[:, : settings.dim].copy(), counts=counts), loss
 
@@ -134,11 +142,16 @@ def batches(corpus: firth.Corpus, first: int, stop: int, step: Step, draws: Draw
     piece = np.repeat(np.arange(len(begins)), n_groups)
     number = np.arange(len(piece)) - np.repeat(n_groups.cumsum() - n_groups, n_groups)
     group = piece_start[piece] + number * step.share
-    program = np.searchsorted(begins, first + np.arange(programs) * (stop - first) // programs)
-    last_group = np.concatenate([np.cumsum(n_groups), [len(group)]])
-    at = np.append(last_group[program - 1] * (program > 0), len(group))
-    queue, ends = at[:-1].copy(), at[1:]
+    last = n_groups.cumsum()
+    queue = np.zeros(programs, np.int64)
+    ends = np.zeros(programs, np.int64)
+    n_taken = 0
     while True:
+        while n_taken < len(begins) and (idle := np.flatnonzero(queue >= ends)).size:
+            taken = np.arange(n_taken, min(n_taken + idle.size, len(begins)))
+            idle = idle[: taken.size]
+            queue[idle], ends[idle] = last[taken] - n_groups[taken], last[taken]
+            n_taken += taken.size
         live = queue < ends
         if not live.any():
             return
@@ -187,16 +200,25 @@ def rows(
     )
 
 
-def move(inputs: torch.Tensor, outputs: torch.Tensor, batch: Any, step: Step) -> NDArray[np.float64]:
+def cut(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """As tensor cores read float32: the last bits of the mantissa are not looked at."""
+    if bits == 23:
+        return values
+    return (values.view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
+
+
+def move(
+    inputs: torch.Tensor, outputs: torch.Tensor, batch: Any, step: Step, bits: int
+) -> NDArray[np.float64]:
     """All groups from the same tables, then all updates; the summed loss, and pairs."""
     context_id, target_id, pairs, shares, rate = batch
-    x, y = inputs[context_id], outputs[target_id]
+    x, y = cut(inputs[context_id], bits), cut(outputs[target_id], bits)
     sign = torch.ones(target_id.shape[1])
     sign[: pairs.shape[2]] = -1
     weights = torch.cat([pairs, step.weight * shares], 2)
     signed = sign * torch.bmm(x, y.transpose(1, 2))
     loss = (weights * torch.nn.functional.softplus(signed)).sum(dtype=torch.float64)
-    slopes = -sign * weights * torch.sigmoid(signed) * rate[:, None, None]
+    slopes = cut(-sign * weights * torch.sigmoid(signed) * rate[:, None, None], bits)
     width = inputs.shape[1]
     inputs.index_add_(0, context_id.reshape(-1), torch.bmm(slopes, y).reshape(-1, width))
     outputs.index_add_(0, target_id.reshape(-1), torch.bmm(slopes.transpose(1, 2), x).reshape(-1, width))

@@ -1,6 +1,7 @@
 """Training on a card: the kernels in a process of their own, since Triton reads TRITON_INTERPRET when it is
 imported and other tests shall not see it (cases: ``gpu_cases.py``); and what is said without one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import firth
 from firth import kernels, queries, search
 from firth.cli import run as firth_command
 from firth.errors import RunError, SettingError
-from firth.kernels import gpu
+from firth.kernels import gpu, reference
 from firth.kernels.gpu import Card, Design
 from firth.training import memory
 from test_rows_gpu import needs_triton
+from test_scripts import script
 
 HERE = Path(__file__).parent
 WITHOUT_CARD = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA card")
@@ -105,6 +107,9 @@ def test_a_card_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
         SettingError, match="device 'cuda:2' is not there, 2 CUDA cards are; use --device cpu"
     ):
         Card("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # torchrun gives each process on a machine its number
+    assert str(Card("cuda").device) == "cuda:1"
+    assert str(Card("cuda:0").device) == "cuda:0"
 
 
 @pytest.mark.parametrize(
@@ -303,3 +308,53 @@ def test_no_room_for_the_matrix_is_a_sentence(
     monkeypatch.setattr(torch, "empty", full)
     with pytest.raises(RunError, match=r"no room on the card for the matrix, float32 \(2, 2\)"):
         vectors.nearest(["a"], device="cuda")
+
+
+# --- the bench ----------------------------------------------------------------------------------
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(HERE.parent / "bench" / "gpu.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+@needs_triton
+def test_the_bench_runs_through_under_the_interpreter() -> None:
+    done = bench("--interpret", "--dim", "20", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {row["part"] for row in report["results"]} == {"speed", "designs", "whole"}
+    assert "the figures mean nothing" in report["card"]
+    speed = next(row for row in report["results"] if row["part"] == "speed")
+    assert speed["words"] >= 200 and speed["words_s"] > 0
+    losses = [row["loss"][0] for row in report["results"] if row["part"] == "whole"]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)  # the card's, and the CPU's
+
+
+@WITHOUT_CARD
+def test_the_bench_without_a_card_is_a_sentence() -> None:
+    done = bench()
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.count("\n") == 1 and "nothing was measured" in done.stderr
+    assert "ncu --set full" in bench("--ncu").stdout
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.05, np.nan])
+def test_the_gate_of_the_bench_sees_a_wrong_row(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
+    script("bench/common.py", monkeypatch)
+    module = script("bench/gpu.py", monkeypatch)
+
+    class Wrong:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def run(self, kernel: str, inputs: Any, outputs: Any, *rest: Any) -> Any:
+            done = reference.run(kernel, inputs, outputs, *rest)
+            outputs[3, 2] += amount
+            return done
+
+    monkeypatch.setattr(gpu, "Card", Wrong)
+    if amount == 0.0:
+        module.gate("cpu", (8,))
+    else:
+        with pytest.raises(SystemExit, match="the correctness gate failed at dim 8, skipgram_shared"):
+            module.gate("cpu", (8,))

@@ -41,15 +41,15 @@ SMALLEST = 16
 class Design(NamedTuple):
     """How a step is cut up for the card; the result differs by rounding and by what programs see of others.
 
-    Only ``programs`` and ``in_flight`` can touch quality. The defaults are reasoned, not measured on a card:
-    ``bench/gpu.py`` times others beside them.
+    Of these only ``precision``, ``programs`` and ``in_flight`` can touch quality; ``bench/gpu_in_flight.py``
+    imitates that. The defaults are reasoned, not measured on a card; ``bench/gpu.py`` times others too.
     """
 
-    precision: str = "tf32x3"  # of products; sums are float32: tf32x3 is float32 to rounding, tf32 10 bits
+    precision: str = "tf32"  # what products see of float32: tf32 10 bits, tf32x3 and ieee all; sums: float32
     columns: int = 64  # of a row that a product takes at a time, a power of two from 16 on
     held: bool = True  # rows stay in registers between the products; else they are read twice
     warps: int = 4  # of a program
-    programs: int = 2  # side by side on a multiprocessor, at most; registers have room for no more
+    programs: int = 3  # side by side on a multiprocessor, at most: those that registers have room for
     in_flight: float = 12.0  # see Card.programs
     most: int | None = None  # programs in all, whatever the card; 1 goes through the text as the reference
 
@@ -250,7 +250,7 @@ class Card:
         _check_ids(here, n_rows, start)
         return _Stretch(here, start)
 
-    def programs(self, n_pieces: int, step: Step, rate: float, hottest: tuple[float, float]) -> int:
+    def programs(self, n_units: int, step: Step, rate: float, hottest: tuple[float, float]) -> int:
         """How many programs train side by side, at a learning rate.
 
         A group does not see the updates of the groups under way beside it. All of these move the row of
@@ -273,7 +273,7 @@ class Card:
         if self.device.type == "cuda":
             processors = torch.cuda.get_device_properties(self.device).multi_processor_count
         wanted = processors * self.design.programs if self.design.most is None else self.design.most
-        return max(1, min(n_pieces, wanted, stable))
+        return max(1, min(n_units, wanted, stable))
 
     def _shares(self, ids: Tensor, sampling: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[float, float]:
         """The greatest share of one word among the kept tokens, and among the negatives."""
@@ -306,16 +306,18 @@ class Card:
             stretch.ids, firsts, ends, keep, keys, stretch.first_pos, kept_id, kept_pos, n_kept,
             LANES=_power_of_two(PIECE),
         )  # fmt: skip
-        rate = max(step.rate_last, step.rate_first - step.rate_slope * stretch.first_pos)
-        programs = self.programs(len(firsts), step, rate, self._shares(stretch.ids, sampling))
-        # Programs take stretches of about equal length, far apart in the text, so that they meet less.
-        shares = torch.arange(programs, device=self.device) * len(stretch.ids) // programs
-        borders = torch.searchsorted(firsts, shares.to(torch.int32), out_int32=True)
+        # Taken in the text's order, so that the learning rate falls for all programs alike.
+        every = torch.arange(0, len(stretch.ids), PIECE, device=self.device, dtype=torch.int32)
+        borders = torch.searchsorted(firsts, every, out_int32=True)
         borders = torch.cat([borders, borders.new_full((1,), len(firsts))])
+        queue = torch.zeros(1, dtype=torch.int32, device=self.device)
+        rate = max(step.rate_last, step.rate_first - step.rate_slope * stretch.first_pos)
+        programs = self.programs(len(every), step, rate, self._shares(stretch.ids, sampling))
         stats = torch.empty((programs, 3), dtype=torch.float64, device=self.device)
         function = getattr(kernels, kernel)
         function[(programs,)](
-            *tables, kept_id, kept_pos, firsts, n_kept, borders, keys, threshold, alias, stats,
+            *tables, kept_id, kept_pos, firsts, n_kept, borders, len(every), queue, keys, threshold, alias,
+            stats,
             stretch.first_pos, len(draws.alias),
             float(step.rate_first), float(step.rate_slope), float(step.rate_last), float(step.weight),
             step.fixed_inputs, step.fixed_outputs,
@@ -358,7 +360,9 @@ def find_card(
     """The card of that name, ``cuda`` or ``cuda:NUMBER``.
 
     Args:
-        who: the function that the user called, for the message; ``way_out``: how it goes without a card.
+        name: ``cuda`` is the card of this process's number under torchrun (LOCAL_RANK), else the current one.
+        who: the function that the user called, for the message.
+        way_out: how it goes without a card, for the message.
 
     Raises:
         SettingError: there is none; the sentence says what was looked for.
@@ -374,7 +378,8 @@ def find_card(
         )
         raise SettingError(f"{who}: device {name!r} needs a CUDA card, and {why}; {way_out}")
     count = torch.cuda.device_count()
-    index = int(number) if number else torch.cuda.current_device()
+    own = os.environ.get("LOCAL_RANK", "")
+    index = int(number or own) if number or own.isdecimal() else torch.cuda.current_device()
     if index >= count:
         raise SettingError(f"{who}: device {name!r} is not there, {count} CUDA cards are; {way_out}")
     return torch.device("cuda", index)

@@ -2,8 +2,9 @@
 
 One section a step. Words and draws are those of :mod:`firth.kernels.reference`. A *stretch* is the part
 of the corpus that one launch trains; ``base`` is the place of its first token, and positions within it are
-32 bits. A *program* takes consecutive pieces of the stretch and goes through their groups one after the
-other; programs that run side by side update the same tables without locks, by atomic additions.
+32 bits. A *unit* is a few consecutive pieces, about PIECE tokens. A *program* takes the next unit that nobody
+has taken and goes through its groups one after the other; programs that run side by side update the same
+tables without locks, by atomic additions.
 
 uint64 and uint32 arrays arrive as int64 and int32 of the same bits, which torch and Triton both know.
 """
@@ -173,7 +174,7 @@ def _merged(slopes, row_id, is_read, slot, PRECISION: tl.constexpr):
     return tl.dot(same.to(tl.float32), slopes, input_precision="ieee"), is_read & (earlier == 0)
 
 
-@triton.jit(do_not_specialize=["base", "n_types", "fixed_inputs", "fixed_outputs"])
+@triton.jit(do_not_specialize=["n_units", "base", "n_types", "fixed_inputs", "fixed_outputs"])
 def skipgram_shared(
     inputs,
     outputs,
@@ -182,6 +183,8 @@ def skipgram_shared(
     firsts,
     n_kept,
     borders,
+    n_units,
+    queue,
     keys,
     threshold,
     alias,
@@ -207,7 +210,8 @@ def skipgram_shared(
     PRECISION: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
 ):
-    """Program p trains the pieces ``borders[p]`` to ``borders[p + 1]``, group after group.
+    """Programs take units from the ``queue`` in the text's order: the pieces ``borders[unit]`` to
+    ``borders[unit + 1]``, group after group.
 
     A group is three products: scores (M, N) = contexts (M, D) . targets (N, D)', the contexts' update
     slopes (M, N) . targets, the targets' update slopes' . contexts. Rows are read in N_CHUNKS stretches
@@ -227,82 +231,85 @@ def skipgram_shared(
     pair_sum = tl.zeros([1], tl.float64)
     score_sum = tl.zeros([1], tl.float64)
 
-    for piece in range(tl.load(borders + program), tl.load(borders + program + 1)):
-        first = tl.load(firsts + piece)
-        count = tl.load(n_kept + piece)
-        context_id, is_read, target_id, reach, own_pos = _rows_of_group(
-            kept_id, kept_pos, first, 0, count, base, reach_key, negative_key, threshold, alias, n_types,
-            WINDOW, SHRINK, SHARE, POOL, M, N,
-        )  # fmt: skip
-        for start in range(0, count, SHARE):
-            is_center = (slot < SHARE) & (start + slot < count)
-            is_target = is_center | is_negative
-            # The rows are on their way while the next group is looked up and this one's weights are made.
-            scores = tl.zeros([M, N], tl.float32)
-            contexts = ()
-            targets = ()
-            for chunk in tl.static_range(N_CHUNKS):
-                columns = chunk * CHUNK + tl.arange(0, CHUNK)
-                x = _load_rows(inputs, context_id, is_read, columns, WIDTH)
-                y = _load_rows(outputs, target_id, is_target, columns, WIDTH)
-                if HELD:
-                    contexts = contexts + (x,)  # noqa: RUF005 - Triton has no unpacking
-                    targets = targets + (y,)  # noqa: RUF005
-                scores = tl.dot(x, tl.trans(y), scores, input_precision=PRECISION)
-            next_context_id, next_is_read, next_target_id, next_reach, next_pos = _rows_of_group(
-                kept_id, kept_pos, first, start + SHARE, count, base, reach_key, negative_key, threshold,
-                alias, n_types, WINDOW, SHRINK, SHARE, POOL, M, N,
+    unit = tl.atomic_add(queue, 1, sem="relaxed")
+    while unit < n_units:
+        for piece in range(tl.load(borders + unit), tl.load(borders + unit + 1)):
+            first = tl.load(firsts + piece)
+            count = tl.load(n_kept + piece)
+            context_id, is_read, target_id, reach, own_pos = _rows_of_group(
+                kept_id, kept_pos, first, 0, count, base, reach_key, negative_key, threshold, alias, n_types,
+                WINDOW, SHRINK, SHARE, POOL, M, N,
             )  # fmt: skip
-
-            near = (apart != 0) & (tl.abs(apart) <= reach[None, :])
-            pairs = (near & is_center[None, :] & is_read[:, None]).to(tl.float16)
-            # (t, n): centre t is held against negative n, unless they are the same word.
-            differs = target_id[:, None] != target_id[None, :]
-            against = (is_center[:, None] & is_negative[None, :] & differs).to(tl.float16)
-            shares = tl.dot(pairs, against)  # windows of the group in which context c meets negative n
-            pairs = pairs.to(tl.float32)
-            weights = pairs + weight * shares
-
-            signed = sign * scores
-            e = tl.exp(-tl.abs(signed))
-            loss = weights * (tl.maximum(signed, 0.0) + tl.log(1.0 + e))
-            sigmoid = tl.where(signed >= 0.0, 1.0, e) / (1.0 + e)
-            loss_sum += tl.sum(loss).to(tl.float64)
-            pair_sum += tl.sum(pairs).to(tl.float64)
-            score_sum += tl.sum((pairs + shares) * scores).to(tl.float64)
-            rate = _rate(own_pos, rate_first, rate_slope, rate_last)
-            slopes = -sign * weights * sigmoid * rate
-            turned = tl.trans(slopes)
-
-            context_moves = is_read & (context_id >= fixed_inputs)
-            target_moves = is_target & (target_id >= fixed_outputs)
-            if DETERMINISTIC:
-                slopes, is_first = _merged(slopes, context_id, is_read, context_slot, PRECISION)
-                context_moves = context_moves & is_first
-                turned, is_first = _merged(turned, target_id, is_target, slot, PRECISION)
-                target_moves = target_moves & is_first
-            for chunk in tl.static_range(N_CHUNKS):
-                columns = chunk * CHUNK + tl.arange(0, CHUNK)
-                if HELD:
-                    x = contexts[chunk]
-                    y = targets[chunk]
-                else:
+            for start in range(0, count, SHARE):
+                is_center = (slot < SHARE) & (start + slot < count)
+                is_target = is_center | is_negative
+                # The rows are on their way while the next group is looked up and this one's weights are made.
+                scores = tl.zeros([M, N], tl.float32)
+                contexts = ()
+                targets = ()
+                for chunk in tl.static_range(N_CHUNKS):
+                    columns = chunk * CHUNK + tl.arange(0, CHUNK)
                     x = _load_rows(inputs, context_id, is_read, columns, WIDTH)
                     y = _load_rows(outputs, target_id, is_target, columns, WIDTH)
-                    tl.debug_barrier()  # all of this is read before any of it moves
+                    if HELD:
+                        contexts = contexts + (x,)  # noqa: RUF005 - Triton has no unpacking
+                        targets = targets + (y,)  # noqa: RUF005
+                    scores = tl.dot(x, tl.trans(y), scores, input_precision=PRECISION)
+                next_context_id, next_is_read, next_target_id, next_reach, next_pos = _rows_of_group(
+                    kept_id, kept_pos, first, start + SHARE, count, base, reach_key, negative_key, threshold,
+                    alias, n_types, WINDOW, SHRINK, SHARE, POOL, M, N,
+                )  # fmt: skip
+
+                near = (apart != 0) & (tl.abs(apart) <= reach[None, :])
+                pairs = (near & is_center[None, :] & is_read[:, None]).to(tl.float16)
+                # (t, n): centre t is held against negative n, unless they are the same word.
+                differs = target_id[:, None] != target_id[None, :]
+                against = (is_center[:, None] & is_negative[None, :] & differs).to(tl.float16)
+                shares = tl.dot(pairs, against)  # windows of the group in which context c meets negative n
+                pairs = pairs.to(tl.float32)
+                weights = pairs + weight * shares
+
+                signed = sign * scores
+                e = tl.exp(-tl.abs(signed))
+                loss = weights * (tl.maximum(signed, 0.0) + tl.log(1.0 + e))
+                sigmoid = tl.where(signed >= 0.0, 1.0, e) / (1.0 + e)
+                loss_sum += tl.sum(loss).to(tl.float64)
+                pair_sum += tl.sum(pairs).to(tl.float64)
+                score_sum += tl.sum((pairs + shares) * scores).to(tl.float64)
+                rate = _rate(own_pos, rate_first, rate_slope, rate_last)
+                slopes = -sign * weights * sigmoid * rate
+                turned = tl.trans(slopes)
+
+                context_moves = is_read & (context_id >= fixed_inputs)
+                target_moves = is_target & (target_id >= fixed_outputs)
                 if DETERMINISTIC:
-                    moved = x + tl.dot(slopes, y, input_precision=PRECISION)
-                    _store_rows(inputs, context_id, context_moves, columns, moved, WIDTH)
-                    moved = y + tl.dot(turned, x, input_precision=PRECISION)
-                    _store_rows(outputs, target_id, target_moves, columns, moved, WIDTH)
-                else:
-                    moved = tl.dot(slopes, y, input_precision=PRECISION)
-                    _add_rows(inputs, context_id, context_moves, columns, moved, WIDTH)
-                    moved = tl.dot(turned, x, input_precision=PRECISION)
-                    _add_rows(outputs, target_id, target_moves, columns, moved, WIDTH)
-            tl.debug_barrier()  # the next group reads what this one has written
-            context_id, is_read, target_id = next_context_id, next_is_read, next_target_id
-            reach, own_pos = next_reach, next_pos
+                    slopes, is_first = _merged(slopes, context_id, is_read, context_slot, PRECISION)
+                    context_moves = context_moves & is_first
+                    turned, is_first = _merged(turned, target_id, is_target, slot, PRECISION)
+                    target_moves = target_moves & is_first
+                for chunk in tl.static_range(N_CHUNKS):
+                    columns = chunk * CHUNK + tl.arange(0, CHUNK)
+                    if HELD:
+                        x = contexts[chunk]
+                        y = targets[chunk]
+                    else:
+                        x = _load_rows(inputs, context_id, is_read, columns, WIDTH)
+                        y = _load_rows(outputs, target_id, is_target, columns, WIDTH)
+                        tl.debug_barrier()  # all of this is read before any of it moves
+                    if DETERMINISTIC:
+                        moved = x + tl.dot(slopes, y, input_precision=PRECISION)
+                        _store_rows(inputs, context_id, context_moves, columns, moved, WIDTH)
+                        moved = y + tl.dot(turned, x, input_precision=PRECISION)
+                        _store_rows(outputs, target_id, target_moves, columns, moved, WIDTH)
+                    else:
+                        moved = tl.dot(slopes, y, input_precision=PRECISION)
+                        _add_rows(inputs, context_id, context_moves, columns, moved, WIDTH)
+                        moved = tl.dot(turned, x, input_precision=PRECISION)
+                        _add_rows(outputs, target_id, target_moves, columns, moved, WIDTH)
+                tl.debug_barrier()  # the next group reads what this one has written
+                context_id, is_read, target_id = next_context_id, next_is_read, next_target_id
+                reach, own_pos = next_reach, next_pos
+        unit = tl.atomic_add(queue, 1, sem="relaxed")
     at = stats + program * 3 + tl.arange(0, 1)
     tl.store(at, loss_sum)
     tl.store(at + 1, pair_sum)
@@ -312,7 +319,7 @@ def skipgram_shared(
 # --- skip-gram, fresh negatives for each pair ---------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["base", "n_types", "fixed_inputs", "fixed_outputs"])
+@triton.jit(do_not_specialize=["n_units", "base", "n_types", "fixed_inputs", "fixed_outputs"])
 def skipgram_pairs(
     inputs,
     outputs,
@@ -321,6 +328,8 @@ def skipgram_pairs(
     firsts,
     n_kept,
     borders,
+    n_units,
+    queue,
     keys,
     threshold,
     alias,
@@ -353,49 +362,52 @@ def skipgram_pairs(
     loss_sum = tl.zeros([1], tl.float64)
     pair_sum = tl.zeros([1], tl.float64)
     score_sum = tl.zeros([1], tl.float64)
-    for piece in range(tl.load(borders + program), tl.load(borders + program + 1)):
-        first = tl.load(firsts + piece)
-        count = tl.load(n_kept + piece)
-        for i in range(count):
-            center_id = tl.load(kept_id + first + i)
-            pos = base + tl.load(kept_pos + first + i).to(tl.int64)
-            reach = tl.max(_reach(reach_key, pos + tl.zeros([1], tl.int64), WINDOW, SHRINK), 0)
-            rate = _rate(pos, rate_first, rate_slope, rate_last)
-            for c in range(tl.maximum(i - reach, 0), tl.minimum(i + reach + 1, count)):
-                if c != i:
-                    context_id = tl.load(kept_id + first + c)
-                    own = inputs + context_id.to(tl.int64) * WIDTH + columns
-                    context = tl.load(own, mask=inside, other=0.0, cache_modifier=".cg")
-                    moved = tl.zeros([BLOCK], tl.float32)
-                    for n in range(-1, POOL):
-                        key = _key(keys, 2 + tl.maximum((c - i + WINDOW) * POOL + n, 0))
-                        negative_id = _negative(key, pos, threshold, alias, n_types, n >= 0)
-                        target_id = tl.where(n < 0, center_id, negative_id)
-                        counts = (n < 0) | (target_id != center_id)
-                        at = outputs + target_id.to(tl.int64) * WIDTH + columns
-                        target = tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
-                        x = tl.sum(context * target, 0)
-                        signed = tl.where(n < 0, -x, x)
-                        e = tl.exp(-tl.abs(signed))
-                        loss = tl.maximum(signed, 0.0) + tl.log(1.0 + e)
-                        label = tl.where(n < 0, 1.0, 0.0)
-                        wrong = tl.where(signed >= 0.0, 1.0, e) / (1.0 + e)  # sigmoid(signed)
-                        slope = tl.where(n < 0, wrong, -wrong)
-                        if SATURATION == 1:
-                            certain = label - tl.where(x > 0.0, 1.0, 0.0)
-                            slope = tl.where(tl.abs(x) > SATURATED, certain, slope)
-                        if SATURATION == 2:
-                            slope = tl.where(tl.abs(x) >= SATURATED, 0.0, slope)
-                        slope = tl.where(counts, slope * rate, 0.0)
-                        loss_sum += tl.where(counts, loss, 0.0).to(tl.float64)
-                        score_sum += tl.where(counts, x, 0.0).to(tl.float64)
-                        moved += slope * target
-                        open_row = inside & counts & (target_id >= fixed_outputs)
-                        tl.atomic_add(at, slope * context, mask=open_row, sem="relaxed")
-                        tl.debug_barrier()  # the next target may be the same row
-                    tl.atomic_add(own, moved, mask=inside & (context_id >= fixed_inputs), sem="relaxed")
-                    tl.debug_barrier()
-                    pair_sum += 1.0
+    unit = tl.atomic_add(queue, 1, sem="relaxed")
+    while unit < n_units:
+        for piece in range(tl.load(borders + unit), tl.load(borders + unit + 1)):
+            first = tl.load(firsts + piece)
+            count = tl.load(n_kept + piece)
+            for i in range(count):
+                center_id = tl.load(kept_id + first + i)
+                pos = base + tl.load(kept_pos + first + i).to(tl.int64)
+                reach = tl.max(_reach(reach_key, pos + tl.zeros([1], tl.int64), WINDOW, SHRINK), 0)
+                rate = _rate(pos, rate_first, rate_slope, rate_last)
+                for c in range(tl.maximum(i - reach, 0), tl.minimum(i + reach + 1, count)):
+                    if c != i:
+                        context_id = tl.load(kept_id + first + c)
+                        own = inputs + context_id.to(tl.int64) * WIDTH + columns
+                        context = tl.load(own, mask=inside, other=0.0, cache_modifier=".cg")
+                        moved = tl.zeros([BLOCK], tl.float32)
+                        for n in range(-1, POOL):
+                            key = _key(keys, 2 + tl.maximum((c - i + WINDOW) * POOL + n, 0))
+                            negative_id = _negative(key, pos, threshold, alias, n_types, n >= 0)
+                            target_id = tl.where(n < 0, center_id, negative_id)
+                            counts = (n < 0) | (target_id != center_id)
+                            at = outputs + target_id.to(tl.int64) * WIDTH + columns
+                            target = tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
+                            x = tl.sum(context * target, 0)
+                            signed = tl.where(n < 0, -x, x)
+                            e = tl.exp(-tl.abs(signed))
+                            loss = tl.maximum(signed, 0.0) + tl.log(1.0 + e)
+                            label = tl.where(n < 0, 1.0, 0.0)
+                            wrong = tl.where(signed >= 0.0, 1.0, e) / (1.0 + e)  # sigmoid(signed)
+                            slope = tl.where(n < 0, wrong, -wrong)
+                            if SATURATION == 1:
+                                certain = label - tl.where(x > 0.0, 1.0, 0.0)
+                                slope = tl.where(tl.abs(x) > SATURATED, certain, slope)
+                            if SATURATION == 2:
+                                slope = tl.where(tl.abs(x) >= SATURATED, 0.0, slope)
+                            slope = tl.where(counts, slope * rate, 0.0)
+                            loss_sum += tl.where(counts, loss, 0.0).to(tl.float64)
+                            score_sum += tl.where(counts, x, 0.0).to(tl.float64)
+                            moved += slope * target
+                            open_row = inside & counts & (target_id >= fixed_outputs)
+                            tl.atomic_add(at, slope * context, mask=open_row, sem="relaxed")
+                            tl.debug_barrier()  # the next target may be the same row
+                        tl.atomic_add(own, moved, mask=inside & (context_id >= fixed_inputs), sem="relaxed")
+                        tl.debug_barrier()
+                        pair_sum += 1.0
+        unit = tl.atomic_add(queue, 1, sem="relaxed")
     at_stats = stats + program * 3 + tl.arange(0, 1)
     tl.store(at_stats, loss_sum)
     tl.store(at_stats + 1, pair_sum)
