@@ -1068,12 +1068,13 @@ def group(ids: Tensor, n_rows: int, padding_row: int | None = None) -> Groups:
 
 def _too_many(ids: Tensor, id_bits: int) -> bool:
     """Whether id and place do not fit one number."""
-    return id_bits + len(ids).bit_length() > 62 or len(ids) >= 1 << 31
+    n = ids.shape[0]
+    return id_bits + n.bit_length() > 62 or n >= 1 << 31
 
 
 def gather(table: Tensor, ids: Tensor, out: Tensor | None = None) -> Tensor:
     """See :func:`firth.kernels.rows_reference.gather`."""
-    n, size = len(ids), table.shape[1] * table.element_size()
+    n, size = ids.shape[0], table.shape[1] * table.element_size()
     if out is None:
         out = torch.empty((n, table.shape[1]), dtype=table.dtype)
     if n and size:
@@ -1179,19 +1180,20 @@ def step(
 ) -> None:
     """See :func:`firth.kernels.rows_reference.step`."""
     moved = _moved(table, state, step)
-    id_bits, width = max(len(table) - 1, 0).bit_length(), table.shape[1]
+    n, (n_rows, width) = ids.shape[0], table.shape  # len() of a tensor is ten times slower
+    id_bits = max(n_rows - 1, 0).bit_length()
     grads, row_of, factor = source
-    n_places = len(grads if row_of is None else row_of)
+    n_places = (grads if row_of is None else row_of).shape[0]
     if (
         moved is None
         or grads.dtype != table.dtype
         or not grads.is_contiguous()
-        or not len(ids)
-        or n_places < len(ids)
+        or not n
+        or n_places < n
         or not grads.numel()
         or _too_many(ids, id_bits)
     ):
-        update(table, state, group(ids, len(table), padding_row), source, step, by_freq)
+        update(table, state, group(ids, n_rows, padding_row), source, step, by_freq)
         return
     row_of = None if row_of is None else row_of.long().contiguous()
     factor = None if factor is None else factor.detach().to(table.dtype).contiguous()
@@ -1199,20 +1201,20 @@ def step(
     scalar = _SCALAR[table.dtype]
     sums = np.empty(-(-n_bytes // STRETCH_BYTES), scalar)
     # As in first_not_finite().
-    times = (1.0 if factor is None else float(factor.abs().max())) * (1 if row_of is None else len(ids))
+    times = (1.0 if factor is None else float(factor.abs().max())) * (1 if row_of is None else n)
     shared = np.zeros(8, np.int64)
     grouping = (
         ids.long().numpy(),
         id_bits,
         -1 if padding_row is None else padding_row,
-        *(np.empty(len(ids) + more, np.int64) for more in (0, 1, 0)),
+        *(np.empty(n + more, np.int64) for more in (0, 1, 0)),
     )
     checking = sums, n_bytes, times, float(np.finfo(scalar).max) / 2, shared
     gradients = grads.data_ptr(), _address(row_of), _address(factor)
     arguments = (*moved.arguments, *grouping, *checking, *gradients, by_freq, width, moved.ahead)
-    _run(_step, arguments, len(ids), moved.stretch)
+    _run(_step, arguments, n, moved.stretch)
     if shared[SHARED_REFUSED]:
-        update(table, state, group(ids, len(table), padding_row), source, step, by_freq)
+        update(table, state, group(ids, n_rows, padding_row), source, step, by_freq)
 
 
 class _Moved(NamedTuple):
@@ -1225,12 +1227,13 @@ class _Moved(NamedTuple):
 
 def _moved(table: Tensor, state: Mapping[str, Tensor], step: Update) -> _Moved | None:
     """``None`` for state that the kernels do not work on."""
-    names = list(state_shapes(step.kind, len(table), table.shape[1], step.momentum))
-    if any(state[name].dtype != table.dtype or not state[name].is_contiguous() for name in names):
+    n_rows, width = table.shape
+    used = [state[name] for name in state_shapes(step.kind, n_rows, width, step.momentum)]
+    if any(one.dtype != table.dtype or not one.is_contiguous() for one in used):
         return None
-    states = [state[name].data_ptr() for name in names] + [0, 0]
-    size = table.shape[1] * table.element_size()
-    tables = 2 + sum(state[name].dim() == 2 for name in names)  # gradients counted
+    states = [one.data_ptr() for one in used] + [0, 0]
+    size = width * table.element_size()
+    tables = 2 + sum(one.dim() == 2 for one in used)  # gradients counted
     return _Moved(
         (_KIND[step.kind], _numbers(step, _SCALAR[table.dtype]), table.data_ptr(), *states[:2]),
         _ahead(tables * size),

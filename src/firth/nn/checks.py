@@ -118,7 +118,9 @@ def check_ids(name: str, ids: Tensor, n_rows: int) -> None:
         )
     if ids.numel() == 0:
         return
-    least, most = torch.stack(torch.aminmax(ids)).tolist()
+    ends = torch.aminmax(ids)
+    # A GPU is waited for once; on a CPU a number at a time costs less.
+    least, most = (int(ends[0]), int(ends[1])) if ids.device.type == "cpu" else torch.stack(ends).tolist()
     if least >= 0 and most < n_rows:
         return
     outside = ((ids < 0) | (ids >= n_rows)).reshape(-1)

@@ -75,6 +75,8 @@ class FusedOptimizer(RowOptimizer):
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # two threads may be in backward at once
+        self._last: Recipe | None = None  # the recipe made last
+        self._read: list[Any] = []  # and the settings it was made of
         self.last_pass = -1  # autograd's number of the backward pass of the last update
         self.warned = False
         # Compiled code must call it ready-made; made here, since importing firth shall not import dynamo.
@@ -104,7 +106,13 @@ class FusedOptimizer(RowOptimizer):
 
     def recipe_of(self, group: Mapping[str, Any]) -> Recipe:
         """The recipe with the settings that the parameter group holds now."""
-        return type(self.recipe).of(group)
+        kind = type(self.recipe)
+        settings = [group[name] for name in kind.names()]
+        if any(isinstance(value, Tensor) for value in settings):  # may change in place
+            return kind.of(group)
+        if self._last is None or settings != self._read:  # seldom: making one checks the settings
+            self._last, self._read = kind.of(group), settings
+        return self._last
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused: the optimiser belongs to one table.

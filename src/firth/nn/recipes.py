@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
+from functools import cache
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -37,9 +38,15 @@ class Recipe:
 
     kind: ClassVar[str]
 
+    @classmethod
+    @cache
+    def names(cls) -> tuple[str, ...]:
+        """The names of the settings, as they stand in a parameter group."""
+        return tuple(field.name for field in fields(cls))
+
     def settings(self) -> dict[str, Any]:
-        """The settings by name, as they stand in a parameter group."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The settings by name."""
+        return {name: getattr(self, name) for name in self.names()}
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> Self:
@@ -48,7 +55,7 @@ class Recipe:
         Raises:
             SettingError: a setting outside its range.
         """
-        settings = {field.name: group[field.name] for field in fields(cls)}
+        settings = {name: group[name] for name in cls.names()}
         settings["lr"] = float(settings["lr"])  # torch's schedulers may keep it in a tensor
         return cls(**settings)
 
