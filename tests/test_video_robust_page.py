@@ -16,9 +16,14 @@ def test_python_blocks_run() -> None:
 
 
 def test_the_settings_are_those_of_the_code() -> None:
-    for name, one in PROFILES.items():
-        size = one.carrier.block
-        settings = (f"{size} x {size}", one.carrier.n_coefs, f"{one.step:g}", f"{one.rate:g}", one.repeat)
+    named = dict(PROFILES)
+    fine = PROFILES["web"].fine
+    assert fine is not None
+    named["web, 45 dB and more"] = fine
+    named |= {f"{name}, spread": one.wide for name, one in named.items()}
+    for name, one in named.items():
+        size, rates = one.carrier.block, ", ".join(f"{rate:g}" for rate in one.rates)
+        settings = (f"{size} x {size}", one.carrier.n_coefs, f"{one.step:g}", rates, one.repeat)
         row = f"| {name} | {' | '.join(map(str, settings))} |"
         assert row in PAGE, row
 

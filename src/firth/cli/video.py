@@ -28,6 +28,18 @@ _RATE = number("--rate", low=0, high=1, metavar="BITS", help="Lossless profile: 
 _MIN_PSNR = number(
     "--min-psnr", low=20, high=100, metavar="DB", help="Hide no more than keeps this luma PSNR, in dB."
 )
+_MIN_SSIM = number(
+    "--min-ssim", low=0, high=1, metavar="S", help="No stronger than keeps this SSIM of luma, 0 to 1."
+)
+_MAX_FLICKER = number(
+    "--max-flicker",
+    low=0,
+    metavar="L",
+    help="No stronger than keeps the flicker of the change below L levels.",
+)
+_SPREAD = typer.Option(
+    "--spread", help="Robust profiles: codewords over 16 frames in place of whole ones in each; more fits."
+)
 
 
 def hide(
@@ -56,6 +68,9 @@ def hide(
         ),
     ] = None,
     min_psnr: Annotated[float | None, _MIN_PSNR] = None,
+    min_ssim: Annotated[float | None, _MIN_SSIM] = None,
+    max_flicker: Annotated[float | None, _MAX_FLICKER] = None,
+    spread: Annotated[bool, _SPREAD] = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -68,7 +83,8 @@ def hide(
         str | None,
         typer.Option(
             metavar="X:PRESET:CRF",
-            help="Also try a second encode, such as x264:medium:28; the payload must come out of it.",
+            help="Also try a second encode, such as x264:medium:28; the payload must come out of it, at "
+            "one code rate or another.",
         ),
     ] = None,
     force: Annotated[bool, _FORCE] = False,
@@ -94,6 +110,9 @@ def hide(
             rate=rate,
             codec=codec,
             min_psnr=min_psnr,
+            min_ssim=min_ssim,
+            max_flicker=max_flicker,
+            spread=spread,
             verify=verify,
             survive=survive,
             force=force,
@@ -109,6 +128,7 @@ def hide(
             "profile": f"{done.profile}, {done.codec}",
             "payload": f"{done.payload_bytes:,} bytes",
             "packed": f"{done.hidden_bytes:,} bytes; there is room for {done.most_bytes:,}",
+            **({"codewords": _codewords(done.code_rate, done.spread)} if done.code_rate else {}),
             "symbols": f"{done.symbols:,} in {done.n_frames:,} frames; any {done.symbols_needed:,} do",
             "luma PSNR": f"{done.psnr:.2f} dB (worst frame {done.psnr_least:.2f})",
             "SSIM": "-" if done.ssim is None else f"{done.ssim:.4f}",
@@ -183,6 +203,7 @@ def capacity(
     cover: Annotated[Path, _COVER],
     rate: Annotated[float, _RATE] = 0.4,
     min_psnr: Annotated[float | None, _MIN_PSNR] = None,
+    spread: Annotated[bool, _SPREAD] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """How many bytes a video takes in each profile.
@@ -191,7 +212,7 @@ def capacity(
     """
     from firth import video
 
-    rooms = video.capacity(cover, rate=rate, min_psnr=min_psnr)
+    rooms = video.capacity(cover, rate=rate, min_psnr=min_psnr, spread=spread)
     if as_json:
         print_json([dataclasses.asdict(room) for room in rooms])
         return
@@ -257,6 +278,11 @@ def _reporting(quiet: bool) -> Iterator[Reporter]:
         raise
     finally:
         progress.close()
+
+
+def _codewords(code_rate: float, spread: int) -> str:
+    place = "whole in each frame" if spread == 1 else f"each spread over {spread} frames"
+    return f"rate {code_rate:g}, {place}"
 
 
 def _verdict(found: bool, fits: bool | None, given: bool) -> str:

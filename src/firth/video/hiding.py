@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from firth.errors import FormatError, SettingError, StorageError
+from firth.errors import SettingError, StorageError
 from firth.files import check_writable, replacing
 from firth.progress import SILENT, Reporter
 from firth.video.codecs import ROBUST, container_for, encoder_for
-from firth.video.erasure import Cutter
-from firth.video.finding import Search
-from firth.video.frames import Luma, VideoInfo, luma_frames, probe
-from firth.video.metrics import Quality
+from firth.video.floors import Floors
+from firth.video.frames import VideoInfo, probe
 from firth.video.payload import locator_key, pack
-from firth.video.profile import Change, Profile
+from firth.video.profile import STRENGTHS, Profile
 from firth.video.profiles import pick, readable
 from firth.video.trial import Trial
-from firth.video.writing import FrameLog, lost, rewrite
+from firth.video.work import Work
+from firth.video.writing import lost
 
 CONTAINER_BYTES = 40  # of a payload with a password and without a name: what the container adds at most
-PSNR_SLACK = 0.05  # dB by which a draw may miss the mean
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,8 @@ class Hidden:
     Attributes:
         path: the file.
         profile, codec: how.
+        code_rate: information bits a coded bit, robust profiles only.
+        spread: frames that share codewords; 1 where each frame stands by itself.
         payload_bytes, hidden_bytes: before and after packing.
         most_bytes: what the cover takes at most in this profile.
         n_frames: frames written.
@@ -50,6 +49,8 @@ class Hidden:
     path: Path
     profile: str
     codec: str
+    code_rate: float | None
+    spread: int
     payload_bytes: int
     hidden_bytes: int
     most_bytes: int
@@ -93,6 +94,9 @@ def hide(
     rate: float = 0.4,
     codec: str | None = None,
     min_psnr: float | None = None,
+    min_ssim: float | None = None,
+    max_flicker: float | None = None,
+    spread: bool = False,
     verify: bool | None = None,
     survive: str | None = None,
     force: bool = False,
@@ -115,17 +119,23 @@ def hide(
         codec: an encoder of the lossless profile: ``"ffv1"``, ``"x264"``, ``"vp9"`` or ``"x265"``;
             by default the container decides (.mkv: ffv1).
         min_psnr: hide no more, or no stronger, than keeps this luma PSNR in dB.
+        min_ssim: no stronger than keeps this SSIM of luma (0 to 1): robust profiles are tried on the whole
+            cover at each of their strengths first.
+        max_flicker: no stronger than keeps the flicker of the change below so many luma levels; likewise.
+        spread: robust profiles: cut codewords over 16 frames, in place of whole ones in each. More fits, and
+            a frame that is lost costs a share of several codewords.
         verify: take the payload out of the written file and compare. Robust profiles do so by default;
             the lossless one compares every frame instead, and does both if asked.
         survive: a second encode to try on the file, such as ``"x264:medium:28"``: the payload must come out
-            of that too.
+            of that too. Where it does not, the other code rates that hold it are tried.
         force: replace ``out`` if it exists.
         progress: told of every frame.
 
     Raises:
         SettingError: a wrong call, an empty payload, or one that the cover cannot hold: told before work.
         StorageError: a file that cannot be read or written, or ``out`` exists.
-        FormatError: no video, or the payload did not come back as it should; nothing is written then.
+        FormatError: no video, no strength keeps the quality asked for, or the payload did not come back as
+            it should; nothing is written then.
         MissingExtra: PyAV or, with a password, cryptography is not installed.
     """
     chosen = pick(profile, rate)
@@ -141,50 +151,37 @@ def hide(
     info = probe(cover)
     encoder = encoder_for(out, codec, chosen.lossless, info)
     encoder.check(info)
-    if min_psnr is not None:
-        chosen = chosen.holding(min_psnr, info)
+    floors = Floors(min_psnr, min_ssim, max_flicker)
+    chosen = _settled(chosen, min_psnr, spread, info)
     room = chosen.most_bytes(info)
     if len(blob) > room:
         raise SettingError(_too_large(len(blob), room, chosen, info))
-    key = locator_key(password)
-    cutter = Cutter(blob, chosen.symbol_bytes(info, len(blob)))
-    quality = Quality(info.depth, every=max(1, min(50, info.n_frames // 10)))
+    work = Work(cover, out, info, encoder, blob, locator_key(password), floors, progress)
+    if floors.need_rehearsal:
+        chosen = work.strongest(_strengths(pick(profile, rate), min_psnr, spread, info))
+    check = verify or (verify is None and not chosen.lossless)
     with replacing(target) as file:
         written = Path(file.name)
-        log = rewrite(
-            cover,
-            written,
-            container_for(out),
-            encoder,
-            _measured(chosen.marker(info, cutter, key), quality),
-            name=os.fspath(out),
-            n_frames=info.n_frames,
-            progress=progress,
-        )
-        symbols = _symbols(chosen, info, cutter, log)
-        _check_quality(quality, min_psnr)
-        if chosen.lossless:
-            log.check(written, name=os.fspath(out), progress=progress)
-        if verify or (verify is None and not chosen.lossless):
-            _check_payload(written, blob, chosen, key, f"{os.fspath(out)}", progress)
-        if trial is not None:
-            _check_survival(written, trial, blob, chosen, key, log.n_frames, progress)
+        done = work.first_to_come_through(written, chosen, check, trial)
         for what in lost(cover, written):
             warnings.warn(f"{os.fspath(out)} could not keep {what} of {os.fspath(cover)}", stacklevel=2)
         if target.exists() and not force:
             raise StorageError(_exists(out))
         n_bytes = written.stat().st_size
+    quality = done.quality
     flicker, cover_flicker = quality.flicker or (None, None)
     return Hidden(
         path=Path(out),
         profile=chosen.name,
         codec=encoder.name,
+        code_rate=done.profile.code_rate,
+        spread=done.profile.spread,
         payload_bytes=len(data),
         hidden_bytes=len(blob),
         most_bytes=room,
-        n_frames=log.n_frames,
-        symbols=symbols,
-        symbols_needed=cutter.n_source,
+        n_frames=done.n_frames,
+        symbols=done.symbols,
+        symbols_needed=done.symbols_needed,
         psnr=quality.psnr,
         psnr_least=quality.psnr_least,
         ssim=quality.ssim,
@@ -198,7 +195,7 @@ def hide(
 
 
 def capacity(
-    cover: str | os.PathLike[str], *, rate: float = 0.4, min_psnr: float | None = None
+    cover: str | os.PathLike[str], *, rate: float = 0.4, min_psnr: float | None = None, spread: bool = False
 ) -> list[Room]:
     """What a cover takes in each profile; no frame is decoded.
 
@@ -206,6 +203,7 @@ def capacity(
         cover: the video.
         rate: bits a luma sample, lossless profile only.
         min_psnr: hide no more than keeps this luma PSNR in dB.
+        spread: robust profiles with codewords spread over frames.
 
     Raises:
         FormatError: no video.
@@ -216,19 +214,37 @@ def capacity(
     info = probe(cover)
     rooms = []
     for one in readable():
-        n_bytes = max(0, _room(pick(one.name, rate), min_psnr, info) - CONTAINER_BYTES)
+        n_bytes = max(0, _room(pick(one.name, rate), min_psnr, spread, info) - CONTAINER_BYTES)
         rooms.append(Room(one.name, n_bytes, 8 * n_bytes / info.n_frames))
     return rooms
 
 
-def _room(profile: Profile, min_psnr: float | None, info: VideoInfo) -> int:
+def _settled(profile: Profile, min_psnr: float | None, spread: bool, info: VideoInfo) -> Profile:
+    """The profile at the strength that keeps a PSNR, and spread if asked for."""
+    if min_psnr is not None:
+        profile = profile.holding(min_psnr, info)
+    return profile.spread_out(info) if spread else profile
+
+
+def _strengths(profile: Profile, min_psnr: float | None, spread: bool, info: VideoInfo) -> list[Profile]:
+    """The profile at its strengths, the greatest that keeps a PSNR first."""
+    found = [_settled(profile, min_psnr, spread, info)]
+    for psnr in STRENGTHS:
+        try:
+            one = _settled(profile, max(psnr, min_psnr or 0), spread, info)
+        except SettingError:  # weaker than it can be
+            break
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def _room(profile: Profile, min_psnr: float | None, spread: bool, info: VideoInfo) -> int:
     """Bytes of a blob; 0 also where the profile cannot hold so high a quality, or write such pixels."""
     try:
         if not profile.lossless:
             ROBUST.check(info)
-        if min_psnr is None:
-            return profile.most_bytes(info)
-        return profile.holding(min_psnr, info).most_bytes(info)
+        return _settled(profile, min_psnr, spread and not profile.lossless, info).most_bytes(info)
     except SettingError:
         return 0
 
@@ -264,72 +280,6 @@ def _read(payload: bytes | str | os.PathLike[str], name: str | None) -> tuple[by
         raise StorageError(f"cannot read {os.fspath(payload)}: {reason}") from error
 
 
-def _measured(change: Change, quality: Quality) -> Change:
-    def measured(luma: Luma, frame_pos: int) -> Luma:
-        before = luma.copy()
-        after = change(luma, frame_pos)
-        quality.add(before, after)
-        return after
-
-    return measured
-
-
-def _symbols(profile: Profile, info: VideoInfo, cutter: Cutter, log: FrameLog) -> int:
-    """Symbols in the file; a cover may have fewer frames than its packets promise."""
-    symbols = profile.n_symbols(info, log.n_frames)
-    if symbols < cutter.n_source:
-        raise FormatError(
-            f"hide: only {log.n_frames:,} of {info.n_frames:,} frames of {info.path} could be decoded, too "
-            "few for this payload; nothing was written; hide less"
-        )
-    return symbols
-
-
-def _check_quality(quality: Quality, min_psnr: float | None) -> None:
-    if min_psnr is not None and quality.psnr < min_psnr - PSNR_SLACK:
-        raise FormatError(
-            f"hide: the luma PSNR came to {quality.psnr:.2f} dB, below the {min_psnr:g} asked for; "
-            "nothing was written; hide less or ask for less"
-        )
-
-
-def _check_payload(
-    path: Path, blob: bytes, profile: Profile, key: bytes, what: str, progress: Reporter
-) -> None:
-    """Take the blob out of a file and compare it."""
-    search = Search([key], [profile])
-    progress.start("taking out", None, "frames")
-    for n_frames in search.run(luma_frames(path)):
-        progress.update(n_frames, search.note)
-        if search.complete:
-            break
-    progress.finish(search.note)
-    joiner = search.best.joiner
-    found = joiner.blob()
-    if found is None:
-        raise FormatError(
-            f"hide: {joiner.found:,} of {joiner.needed or '?'} symbols needed came out of {what}; nothing "
-            "was written; hide less, or use a more robust profile"
-        )
-    if found[: len(blob)] != blob:
-        raise FormatError(f"hide: {what} gave other bytes back than were hidden; nothing was written")
-
-
-def _check_survival(
-    path: Path,
-    trial: Trial,
-    blob: bytes,
-    profile: Profile,
-    key: bytes,
-    n_frames: int,
-    progress: Reporter,
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        encoded = Path(folder) / "trial.mkv"
-        trial.encode(path, encoded, n_frames=n_frames, progress=progress)
-        _check_payload(encoded, blob, profile, key, f"the trial encode {trial}", progress)
-
-
 def _too_large(need: int, have: int, chosen: Profile, info: VideoInfo) -> str:
     """Need, have, and what would fit."""
     ways = list(_ways(need, have, chosen, info))
@@ -341,9 +291,12 @@ def _too_large(need: int, have: int, chosen: Profile, info: VideoInfo) -> str:
 
 def _ways(need: int, have: int, chosen: Profile, info: VideoInfo) -> Iterator[str]:
     for other in readable():
-        room = _room(other, None, info)
+        room = _room(other, None, False, info)
         if other.name != chosen.name and room >= need:
             yield f"--profile {other.name} ({room:,} bytes)"
+    spread = 0 if chosen.lossless or chosen.spread > 1 else _room(chosen, None, True, info)
+    if spread >= need:
+        yield f"--spread ({spread:,} bytes)"
     if chosen.lossless and pick("lossless", 1.0).most_bytes(info) >= need:
         yield f"--rate 1 ({pick('lossless', 1.0).most_bytes(info):,} bytes)"
     if have:

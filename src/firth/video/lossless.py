@@ -55,6 +55,8 @@ class Lossless:
     rate: float = 0.4
     name: str = field(default="lossless", init=False)
     lossless: bool = field(default=True, init=False)
+    code_rate: None = field(default=None, init=False)
+    spread: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
@@ -63,6 +65,18 @@ class Lossless:
     def holding(self, psnr: float, info: VideoInfo) -> Lossless:
         """The same with no more bits a sample than a luma PSNR of ``psnr`` dB allows."""
         return replace(self, rate=min(self.rate, rate_for_psnr(psnr, info.depth)))
+
+    def spread_out(self, info: VideoInfo) -> Lossless:
+        """Not for this profile, whose frames lose nothing.
+
+        Raises:
+            SettingError: always.
+        """
+        raise SettingError("hide: the lossless profile has no codewords to spread; leave --spread away")
+
+    def ways(self, info: VideoInfo, blob_bytes: int) -> list[Lossless]:
+        """Itself: what is lossless needs no choice."""
+        return [self]
 
     def frame_bytes(self, info: VideoInfo) -> int:
         """Bytes of a symbol that fill a frame; 0 if the frame is too small for any."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from firth.video.erasure import Cutter
 from firth.video.frames import Luma, VideoInfo
 from firth.video.record import Symbol
+
+STRENGTHS = (40.0, 42.0, 45.0, 48.0)
+"""Luma PSNR in dB that robust profiles come in, the strongest first."""
 
 Change = Callable[[Luma, int], Luma]
 """Takes a luma plane and the number of its frame, and gives the plane to write (the same array or another,
@@ -36,12 +39,31 @@ class Profile(Protocol):
     def lossless(self) -> bool:
         """Whether every bit of the written frames must come back."""
 
+    @property
+    def code_rate(self) -> float | None:
+        """Information bits a coded bit; ``None`` where nothing is coded."""
+
+    @property
+    def spread(self) -> int:
+        """Frames that share codewords; 1 where each stands by itself."""
+
     def holding(self, psnr: float, info: VideoInfo) -> Profile:
         """The same, as much weaker as it takes to keep a luma PSNR of ``psnr`` dB (before any encoder).
 
         Raises:
             SettingError: it cannot.
         """
+
+    def spread_out(self, info: VideoInfo) -> Profile:
+        """The same with codewords spread over frames.
+
+        Raises:
+            SettingError: it cannot, or the film is too short.
+        """
+
+    def ways(self, info: VideoInfo, blob_bytes: int) -> Sequence[Profile]:
+        """The settings that hold a blob of this length, in the order to try them; at least one if it is no
+        longer than :meth:`most_bytes`."""
 
     def most_bytes(self, info: VideoInfo) -> int:
         """The longest blob that a cover takes if not a frame is lost; 0 if frames are too small."""

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from firth.video import geometry, pilots
-from firth.video.ldpc import code_for
-from firth.video.record import Symbol, unseal
-from firth.video.robust import N_PATTERNS, N_PROBES, Layout, Pattern, patterns
+from firth.video.layout import N_PATTERNS, Layout, Pattern, patterns
+from firth.video.record import Symbol
+from firth.video.words import SpreadWords, WholeWords
 
 if TYPE_CHECKING:
     from firth.video.robust import Robust
 
+N_PROBES = 2048  # coefficients that a pattern is recognised by, at most
 THRESHOLD = 5.0  # of the match, normal with variance 1: by chance in one frame of 50,000, 64 matches each
 SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
-EXPECTED = 2.0  # the same for the pattern of the frame before and the next, once a symbol was read
-HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
-SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
+EXPECTED = 1.5  # the same for the patterns that may come next, at the strength of the frame before
+REACH = 4  # frames without a match after which any pattern may come next
 
 Floats = NDArray[np.float32]
 
@@ -50,21 +50,12 @@ class Match:
     pattern: int
 
 
-@dataclass
-class _Last:
-    """What the frame before gave: to know it again, or to be added to."""
-
-    pattern: int
-    llr: Floats
-    coded: NDArray[np.uint8]
-    symbols: list[Symbol | None]
-
-
 class RobustReader:
     """Reads the symbols of frames that a robust profile wrote.
 
     Args:
-        profile: its settings; strength and ``repeat`` are found out.
+        forms: what may have been written on one carrier: settings of one profile that differ in rate, spread,
+            strength and ``repeat``, which are found out.
         key: 32 bytes, of :func:`firth.video.payload.locator_key`.
 
     Attributes:
@@ -75,10 +66,15 @@ class RobustReader:
     on the first, and once more on a later one.
     """
 
-    def __init__(self, profile: Robust, key: bytes) -> None:
-        self._profile, self._key = profile, key
-        self._last: _Last | None = None
-        self._pattern = 0
+    def __init__(self, forms: Sequence[Robust], key: bytes) -> None:
+        self._forms, self._key = list(forms), key
+        self._profile = self._forms[0]  # carrier, name and step are the same in all
+        self._strengths = sorted({strength for form in self._forms for strength in form.strengths})
+        self._kinds: list[WholeWords | SpreadWords] = []
+        self._shape: tuple[int, ...] = ()
+        self._scales = any(form.scales for form in self._forms)
+        self._before: Match | None = None  # of the last frame that matched
+        self._since = 0  # frames without a match since then
         self._n_read = 0
         self._first: Floats | None = None
         self._size: geometry.Size | None = None
@@ -99,15 +95,17 @@ class RobustReader:
         if self._size is not None:
             plane = geometry.resized(plane, self._size).astype(np.float32)
         layout = self._profile.layout(*plane.shape)
-        if not layout.symbol_bytes:
+        if not layout.n_slots:
             return []
         coefs = self._profile.carrier.coefs(plane)
         matches = self.matches(coefs, layout)
         if not matches:
-            self._last = None
+            self._since += 1
+            for kind in self._kinds:
+                kind.miss()
             return []
         best = matches[0]
-        self._pattern = best.pattern
+        self._before, self._since = best, 0
         self.n_matched += 1
         found = self._decoded(plane, coefs, layout, best)
         if found and self.strength is None:
@@ -123,14 +121,14 @@ class RobustReader:
         """Try other sizes, at a few moments, as long as nothing matches."""
         if self._n_read == 0:
             self._first = plane  # after a cut films begin with a frame that is coded well
-        elif self._n_read in SEARCHES and self._profile.scales and self._first is not None:
+        elif self._n_read in SEARCHES and self._scales and self._first is not None:
             self._size = geometry.find_size(self._first, self._score)
             self._first = plane
         self._n_read += 1
 
     def _score(self, plane: NDArray[Any]) -> float:
         layout = self._profile.layout(*plane.shape)
-        if not layout.symbol_bytes:
+        if not layout.n_slots:
             return 0.0
         matches = self.matches(self._profile.carrier.coefs(plane.astype(np.float32)), layout)
         return matches[0].score if matches else 0.0
@@ -140,13 +138,14 @@ class RobustReader:
         probes = _probes(patterns(self._key, self._profile.name, layout))
         values = coefs.reshape(-1)[probes.pos]
         found = []
-        for strength in self._profile.strengths if self.strength is None else (self.strength,):
+        for strength in self._strengths if self.strength is None else (self.strength,):
             phases = values / np.float32(self._profile.step_for(strength)) - probes.dither
             phases -= np.rint(phases)
             scores = pilots.match(phases, phases[:, : layout.n_pilots], probes.bits)
             least = np.full(N_PATTERNS, THRESHOLD)
-            if self.strength is not None:
-                least[[self._pattern, (self._pattern + 1) % N_PATTERNS]] = EXPECTED
+            before = self._before
+            if before is not None and before.strength == strength and self._since < REACH:
+                least[(before.pattern + np.arange(self._since + 2)) % N_PATTERNS] = EXPECTED
             found += [
                 Match(float(scores[number]), strength, int(number))
                 for number in np.flatnonzero(scores > least)
@@ -162,40 +161,30 @@ class RobustReader:
         self._asked += pilot_wrong.size
         activity = self._profile.carrier.activity(plane)
         llr = pilots.log_likelihoods(phases, activity, pattern.pilot_pos, pattern.pilot_bits)
-        words = llr.reshape(-1)[pattern.data_pos].reshape(layout.n_words, layout.n_coded)
-        last = self._known(match.pattern, words)
-        code = code_for(layout.n_info, layout.n_coded)
-        open_words = [at for at, symbol in enumerate(last.symbols) if symbol is None]
-        for attempt in (words, 0.7 * (words + last.llr)):
-            if not open_words or (attempt is not words and not last.llr.any()):
-                break
-            worth = [
-                at for at in open_words if pilots.information(attempt[at]) > HOPELESS * self._profile.rate
-            ]
-            if not worth:
-                continue
-            info, held = code.decode(attempt[worth])
-            for at, bits, holds in zip(worth, info, held, strict=True):
-                symbol = unseal(np.packbits(bits).tobytes(), self._key) if holds else None
-                if symbol is not None:
-                    last.symbols[at] = symbol
-                    last.coded[at] = code.encode(bits)
-                    open_words.remove(at)
-        last.llr = last.llr + words
-        self._last = last
-        return [symbol for symbol in last.symbols if symbol is not None]
+        slots = llr.reshape(-1)[pattern.data_pos]
+        for kind in self._kinds_for(plane.shape):
+            found = kind.add(match.pattern, slots)
+            if kind.known:
+                self._kinds = [kind]
+                return found
+        return []
 
-    def _known(self, pattern: int, words: Floats) -> _Last:
-        """What is known of these words from frames before: those that were read, if they are the same."""
-        last = self._last
-        if last is None or last.pattern != pattern or last.llr.shape != words.shape:
-            empty: list[Symbol | None] = [None] * len(words)
-            return _Last(pattern, np.zeros_like(words), np.zeros(words.shape, np.uint8), empty)
-        for at, symbol in enumerate(last.symbols):
-            if symbol is not None and ((words[at] < 0) == last.coded[at]).mean() < SAME_WORD:
-                last.symbols[at] = None
-                last.llr[at] = 0
-        return last
+    def _kinds_for(self, shape: tuple[int, ...]) -> list[WholeWords | SpreadWords]:
+        """The kinds of codewords that frames of a size may have; one of them, once a symbol was read."""
+        if shape != self._shape:
+            spreads: dict[int, list[Layout]] = {}
+            for form in self._forms:
+                height, width = shape
+                for rate in form.rates:
+                    layout = replace(form, rate=rate).layout(height, width)
+                    if layout.symbol_bytes:
+                        spreads.setdefault(layout.spread, []).append(layout)
+            self._shape = shape
+            self._kinds = [
+                (WholeWords if spread == 1 else SpreadWords)(layouts, self._key)
+                for spread, layouts in sorted(spreads.items())
+            ]
+        return self._kinds
 
 
 class EitherReader:

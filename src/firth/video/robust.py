@@ -2,19 +2,19 @@
 
 In each frame a few low-frequency coefficients of every block (:mod:`firth.video.carrier`) are moved to the
 nearest points of the lattice that their bits choose in the codebook (:mod:`firth.video.codebook`). The bits
-are whole codewords (:mod:`firth.video.ldpc`), each with one record (:mod:`firth.video.record`), so that a
-frame says by itself which symbols it carries. Dither, places and pilots follow from the key, in one of
-``N_PATTERNS`` patterns; a frame is read without its number, because the pilots tell the pattern.
+are codewords (:mod:`firth.video.ldpc`), each with one record (:mod:`firth.video.record`), which says by
+itself which symbol it is. Codewords stand whole in a frame, or, if that is asked for, are spread over 16.
+Dither, places and pilots follow from the key, in one of 16 patterns (:mod:`firth.video.layout`); a frame is
+read without its number, because the pilots tell the pattern.
 
-``repeat`` frames in a row carry the same codewords over the same pattern. Each can be read alone; an encoder
-codes what does not change once, and well, and skips it in the frames that it saves on.
+``repeat`` frames in a row carry the same bits over the same pattern. Each can be read alone; an encoder codes
+what does not change once, and well, and skips it in the frames that it saves on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -25,59 +25,15 @@ from firth.errors import SettingError
 from firth.video.carrier import BlockCarrier
 from firth.video.erasure import Cutter
 from firth.video.frames import VideoInfo
-from firth.video.keyed import KeyStream, subkey
+from firth.video.layout import N_PATTERNS, SPREAD, Layout, layout_of, patterns
 from firth.video.ldpc import code_for
-from firth.video.profile import Change, Reader
-from firth.video.record import OVERHEAD_BYTES, rounded_down, seal
+from firth.video.profile import STRENGTHS, Change, Reader
+from firth.video.record import rounded_down, seal
 
-N_PATTERNS = 16
-PILOT_PART = 0.03
-LEAST_PILOTS = 24
-MOST_CODED = 4096  # bits of a codeword; larger frames carry several
-N_PROBES = 2048  # coefficients that a pattern is recognised by, at most
-STRENGTHS = (40.0, 42.0, 45.0, 48.0)  # dB of luma PSNR, the least first
+FILLED = 0.8  # of the room at a rate: a payload that takes more gets the next higher rate
 
 Floats = NDArray[np.float32]
 Luma = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the coefficients of a frame of one size are shared out.
-
-    Attributes:
-        n_blocks, n_coefs: of the carrier.
-        n_pilots: bits that both sides know.
-        n_words, n_coded, n_info: codewords, their length, and information bits in each, whole bytes.
-    """
-
-    n_blocks: int
-    n_coefs: int
-    n_pilots: int
-    n_words: int
-    n_coded: int
-    n_info: int
-
-    @property
-    def symbol_bytes(self) -> int:
-        """Bytes of a symbol of the erasure code: even; 0 if frames are too small for any."""
-        return max(0, self.n_info // 8 - OVERHEAD_BYTES)
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """One of the keyed patterns of a frame size.
-
-    Attributes:
-        dither: (n_blocks, n_coefs) float32, in steps.
-        pilot_pos, pilot_bits: places among all coefficients, flat, and what stands there.
-        data_pos: (n_words * n_coded,) places of the coded bits.
-    """
-
-    dither: Floats
-    pilot_pos: NDArray[np.int64]
-    pilot_bits: NDArray[np.uint8]
-    data_pos: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -89,25 +45,38 @@ class Robust:
         carrier: the coefficients.
         step: of the lattice, in units of coefficients of 8-bit luma, at full strength.
         rate: information bits a coded bit.
+        rates: those that a reader has to try; the largest carries most, the smallest lives through most.
         repeat: frames in a row that carry the same.
         spare: part of the symbols that may be lost at the encode which the profile is made for.
         scales: it is strong enough to be found after scaling.
+        spread: frames that share codewords: 1 or ``SPREAD``.
+        most_coded: bits of a codeword, at most.
         psnr: luma PSNR that it is turned down to, one of ``strengths``.
         strengths: what a reader has to try.
         fine: the same profile for higher PSNR, where other settings carry more.
+        wide: the same profile with codewords spread over frames.
     """
 
     name: str
     carrier: BlockCarrier
     step: float
     rate: float
+    rates: tuple[float, ...]
     repeat: int
     spare: float
     scales: bool = True
+    spread: int = 1
+    most_coded: int = 4096
     psnr: float = STRENGTHS[0]
     strengths: tuple[float, ...] = STRENGTHS
     fine: Robust | None = None
+    wide: Robust | None = None
     lossless: bool = field(default=False, init=False)
+
+    @property
+    def code_rate(self) -> float:
+        """Information bits a coded bit."""
+        return self.rate
 
     def holding(self, psnr: float, info: VideoInfo) -> Robust:
         """The same at the greatest strength that keeps a luma PSNR of ``psnr`` dB.
@@ -125,23 +94,49 @@ class Robust:
             )
         return replace(self, psnr=max(self.psnr, fitting[0]))
 
+    def spread_out(self, info: VideoInfo) -> Robust:
+        """The same with codewords spread over ``SPREAD`` frames.
+
+        Raises:
+            SettingError: the film is shorter.
+        """
+        if info.n_frames < SPREAD:
+            raise SettingError(
+                f"hide: --spread takes {SPREAD} frames for a codeword, and {info.path} has {info.n_frames}; "
+                "leave it away"
+            )
+        return self if self.wide is None else replace(self.wide, psnr=max(self.psnr, self.wide.psnr))
+
+    def ways(self, info: VideoInfo, blob_bytes: int) -> Sequence[Robust]:
+        """Itself at every rate that holds a blob, in the order to try them.
+
+        First the lowest rate that the blob fills to no more than ``FILLED``, since a low rate lives through
+        a harder encode; then the higher ones, whose symbols are more and may be lost in part; then the lower.
+        """
+        at_rates = [replace(self, rate=rate) for rate in sorted(self.rates)]
+        fitting = [one for one in at_rates if blob_bytes <= one.most_bytes(info)]
+        roomy = (at for at, one in enumerate(fitting) if blob_bytes <= FILLED * one.most_bytes(info))
+        first = next(roomy, len(fitting) - 1)
+        return [*fitting[first:], *fitting[:first][::-1]]
+
     def step_for(self, psnr: float) -> float:
         """The step at a strength."""
         return self.step * 10 ** ((STRENGTHS[0] - psnr) / 20)
 
     def layout(self, height: int, width: int) -> Layout:
         """The layout of frames of a size."""
-        return _layout(self.carrier, self.rate, height, width)
+        return layout_of(self.carrier, self.rate, self.spread, self.most_coded, height, width)
 
     def n_symbols(self, info: VideoInfo, n_frames: int) -> int:
-        """Different symbols that ``n_frames`` frames carry."""
-        return -(-n_frames // self.repeat) * self.layout(info.height, info.width).n_words
+        """Different symbols that ``n_frames`` frames carry whole."""
+        groups = -(-n_frames // self.repeat) // self.spread
+        return groups * self.layout(info.height, info.width).n_words
 
     def most_bytes(self, info: VideoInfo) -> int:
-        """The longest blob that a cover takes, ``spare`` set aside; 0 if frames are too small."""
+        """The longest blob that a cover takes, ``spare`` set aside; 0 if frames are too small or few."""
         usable = int(self.n_symbols(info, info.n_frames) * (1 - self.spare))
         size = self.layout(info.height, info.width).symbol_bytes
-        return size * rounded_down(max(1, usable)) if info.n_frames else 0
+        return size * rounded_down(max(1, usable)) if info.n_frames >= self.spread else 0
 
     def symbol_bytes(self, info: VideoInfo, blob_bytes: int) -> int:
         """Bytes of a symbol, whatever the blob.
@@ -162,11 +157,16 @@ class Robust:
         return _Marker(self, info.depth, cutter, key)
 
     def reader(self, key: bytes) -> Reader:
-        """A reader of what :meth:`marker` wrote with ``key``, at any strength and ``repeat``."""
+        """A reader of what :meth:`marker` wrote with ``key``: any strength, rate, spread and ``repeat``."""
         from firth.video.reading import EitherReader, RobustReader
 
-        own = RobustReader(self, key)
-        return own if self.fine is None else EitherReader([own, RobustReader(self.fine, key)])
+        family = [one for one in (self, self.wide, self.fine) if one is not None]
+        family += [self.fine.wide] if self.fine is not None and self.fine.wide is not None else []
+        groups: dict[BlockCarrier, list[Robust]] = {}
+        for one in family:
+            groups.setdefault(one.carrier, []).append(one)
+        readers = [RobustReader(group, key) for group in groups.values()]
+        return readers[0] if len(readers) == 1 else EitherReader(readers)
 
 
 class _Marker:
@@ -177,14 +177,15 @@ class _Marker:
 
         self._profile, self._depth, self._cutter, self._key = profile, depth, cutter, key
         self._table = CosetTable.product_binary(profile.carrier.n_coefs)
-        self._group = -1
+        self._turn = self._group = -1
         self._shift = np.zeros((0, 0), np.float32)
+        self._coded = np.zeros((0, 0), np.uint8)
 
     def __call__(self, luma: Luma, frame_pos: int) -> Luma:
-        group = frame_pos // self._profile.repeat
-        if group != self._group:
-            self._shift = self._shift_of(group, *luma.shape)
-            self._group = group
+        turn = frame_pos // self._profile.repeat
+        if turn != self._turn:
+            self._shift = self._shift_of(turn, *luma.shape)
+            self._turn = turn
         scale = np.float32(1 << self._depth - 8)
         carrier = self._profile.carrier
         step = np.float32(self._profile.step_for(self._profile.psnr))
@@ -194,22 +195,29 @@ class _Marker:
         top = (1 << self._depth) - 1
         return np.asarray(np.clip(np.rint(luma + pixels * scale), 0, top), luma.dtype)
 
-    def _shift_of(self, group: int, height: int, width: int) -> Floats:
+    def _shift_of(self, turn: int, height: int, width: int) -> Floats:
         """(n_blocks, n_coefs) where the lattice of each coefficient stands: its row and its dither."""
         layout = self._profile.layout(height, width)
-        pattern = patterns(self._key, self._profile.name, layout)[group % N_PATTERNS]
-        code = code_for(layout.n_info, layout.n_coded)
+        pattern = patterns(self._key, self._profile.name, layout)[turn % N_PATTERNS]
+        group, part = divmod(turn, layout.spread)
+        if group != self._group:
+            self._coded = self._codewords(group, layout)
+            self._group = group
+        bits = np.zeros(layout.n_blocks * layout.n_coefs, np.int64)
+        bits[pattern.data_pos[: layout.n_slots]] = layout.slots(self._coded, part)
+        bits[pattern.pilot_pos] = pattern.pilot_bits
+        ids = bits.reshape(layout.n_blocks, layout.n_coefs) << np.arange(layout.n_coefs)
+        return pattern.dither + self._rows(ids.sum(1))
+
+    def _codewords(self, group: int, layout: Layout) -> NDArray[np.uint8]:
+        """(n_words, n_coded) the bits of a group of ``spread`` turns."""
         first = group * layout.n_words
         records = [
             seal(self._cutter.symbol((first + word) % self._cutter.n_ids), self._key)
             for word in range(layout.n_words)
         ]
         info = np.unpackbits(np.frombuffer(b"".join(records), np.uint8)).reshape(layout.n_words, -1)
-        bits = np.zeros(layout.n_blocks * layout.n_coefs, np.int64)
-        bits[pattern.data_pos] = code.encode(info).reshape(-1)
-        bits[pattern.pilot_pos] = pattern.pilot_bits
-        ids = bits.reshape(layout.n_blocks, layout.n_coefs) << np.arange(layout.n_coefs)
-        return pattern.dither + self._rows(ids.sum(1))
+        return code_for(layout.n_info, layout.n_coded).encode(info)
 
     def _rows(self, ids: NDArray[np.int64]) -> Floats:
         """(n_blocks, n_coefs) the codebook's rows of the blocks' symbols."""
@@ -219,38 +227,33 @@ class _Marker:
             return np.asarray(self._table(torch.from_numpy(ids)).numpy(), np.float32)
 
 
-@lru_cache(maxsize=64)
-def _layout(carrier: BlockCarrier, rate: float, height: int, width: int) -> Layout:
-    rows, columns = carrier.grid((height, width))
-    total = rows * columns * carrier.n_coefs
-    n_pilots = max(LEAST_PILOTS, round(PILOT_PART * total))
-    n_words = max(1, -(-(total - n_pilots) // MOST_CODED))
-    n_coded = max(0, total - n_pilots) // n_words
-    info_bytes = int(rate * n_coded) // 8
-    n_info = 8 * (info_bytes - (info_bytes - OVERHEAD_BYTES) % 2)
-    if n_info <= 8 * OVERHEAD_BYTES:
-        n_info = 0
-    return Layout(rows * columns, carrier.n_coefs, n_pilots, n_words, n_coded, n_info)
-
-
-@lru_cache(maxsize=8)
-def patterns(key: bytes, name: str, layout: Layout) -> tuple[Pattern, ...]:
-    """The patterns of a key, a profile and a frame size."""
-    return tuple(_pattern(subkey(key, f"pattern {name}", number), layout) for number in range(N_PATTERNS))
-
-
-def _pattern(key: bytes, layout: Layout) -> Pattern:
-    stream = KeyStream(key)
-    total = layout.n_blocks * layout.n_coefs
-    dither = stream.uniform(total).reshape(layout.n_blocks, layout.n_coefs)
-    order = stream.permutation(total)
-    end = layout.n_pilots + layout.n_words * layout.n_coded
-    return Pattern(
-        dither, order[: layout.n_pilots], stream.bits(layout.n_pilots), order[layout.n_pilots : end]
-    )
-
-
-HIGH = Robust("high", BlockCarrier(16, 16), step=34.6, rate=0.5, repeat=1, spare=0.1, scales=False)
+# Spread over frames, good frames pay for bad ones, so that none needs to be like the one before.
+_HIGH_WIDE = Robust(
+    "high",
+    BlockCarrier(16, 16),
+    step=34.6,
+    rate=0.6,
+    rates=(0.4, 0.5, 0.6),
+    repeat=1,
+    spare=0.1,
+    scales=False,
+    spread=SPREAD,
+)
+HIGH = replace(_HIGH_WIDE, rate=0.5, rates=(0.35, 0.5), spread=1, wide=_HIGH_WIDE)
+_WEB_FINE_WIDE = Robust(
+    "web",
+    BlockCarrier(16, 4),
+    step=69.2,
+    rate=0.33,
+    rates=(0.15, 0.2, 0.25, 0.33),
+    repeat=1,
+    spare=0.05,
+    scales=False,
+    spread=SPREAD,
+    most_coded=8192,
+    psnr=45.0,
+    strengths=(45.0, 48.0),
+)
 # Four frames that carry the same are one period of an encoder with its usual three B-frames: each four hold
 # one that is coded well. Above 42 dB that pays for web too.
 _WEB_FINE = Robust(
@@ -258,21 +261,58 @@ _WEB_FINE = Robust(
     BlockCarrier(16, 8),
     step=48.9,
     rate=0.36,
+    rates=(0.25, 0.33, 0.36),
     repeat=4,
-    spare=0.2,
+    spare=0.05,
     scales=False,
     psnr=45.0,
     strengths=(45.0, 48.0),
+    wide=_WEB_FINE_WIDE,
+)
+_WEB_WIDE = Robust(
+    "web",
+    BlockCarrier(16, 8),
+    step=48.9,
+    rate=0.36,
+    rates=(0.2, 0.28, 0.36),
+    repeat=1,
+    spare=0.1,
+    scales=False,
+    spread=SPREAD,
+    most_coded=8192,
+    strengths=(40.0, 42.0),
 )
 WEB = Robust(
     "web",
     BlockCarrier(16, 4),
     step=69.2,
     rate=0.38,
+    rates=(0.2, 0.28, 0.38),
     repeat=1,
     spare=0.1,
     strengths=(40.0, 42.0),
     fine=_WEB_FINE,
+    wide=_WEB_WIDE,
 )
-HARD = Robust("hard", BlockCarrier(32, 8), step=99.0, rate=0.41, repeat=4, spare=0.05)
+_HARD_WIDE = Robust(
+    "hard",
+    BlockCarrier(32, 8),
+    step=99.0,
+    rate=0.34,
+    rates=(0.11, 0.14, 0.18, 0.22, 0.27, 0.34),
+    repeat=1,
+    spare=0.05,
+    spread=SPREAD,
+    most_coded=8192,
+)
+HARD = replace(
+    _HARD_WIDE,
+    rate=0.5,
+    rates=(0.2, 0.3, 0.41, 0.5),
+    repeat=4,
+    spare=0.05,
+    spread=1,
+    most_coded=4096,
+    wide=_HARD_WIDE,
+)
 PROFILES: Mapping[str, Robust] = MappingProxyType({one.name: one for one in (HIGH, WEB, HARD)})

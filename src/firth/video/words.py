@@ -1,0 +1,222 @@
+"""Codewords out of the soft bits of frames: those that stand whole in a frame, and those spread over 16.
+
+Both kinds take frame after frame, each with the pattern that was recognised in it. At first they try every
+rate that a profile may have been written with, then the one that a word was read at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firth.video import pilots
+from firth.video.layout import N_PATTERNS, SPREAD, Layout
+from firth.video.ldpc import code_for
+from firth.video.record import Symbol, unseal
+
+HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
+SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
+ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
+WORTH_IT = 1.07  # times what was known at the last attempt: then a spread word is tried again
+
+Floats = NDArray[np.float32]
+Bits = NDArray[np.uint8]
+Words = dict[int, tuple[Symbol, Bits]]
+"""Number of a codeword -> its symbol, and its information bits."""
+
+
+def read_words(llr: Floats, layout: Layout, key: bytes, *, all_of_them: bool = True) -> Words:
+    """Those of a few codewords that can be read.
+
+    Args:
+        llr: (n, n_coded) log P(0) / P(1).
+        layout: of the codewords.
+        key: that records are checked by.
+        all_of_them: go on where the first cannot be read.
+    """
+    code = code_for(layout.n_info, layout.n_coded)
+    found: Words = {}
+    first = 0 if all_of_them else 1
+    for begin, end in ((0, first), (first, len(llr))):
+        if begin == end:
+            continue
+        info, held = code.decode(llr[begin:end])
+        for at in np.flatnonzero(held):
+            symbol = unseal(np.packbits(info[at]).tobytes(), key)
+            if symbol is not None:
+                found[begin + int(at)] = symbol, info[at]
+        if not found:
+            break
+    return found
+
+
+class WholeWords:
+    """Codewords that stand whole in each frame. Frames alike that cannot be read alone are added up.
+
+    Args:
+        layouts: one for each rate that they may have.
+        key: of the records.
+
+    Attributes:
+        known: a word was read, and with it the rate of all.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], key: bytes) -> None:
+        self._layouts, self._key = list(layouts), key
+        self.known = False
+        self._pattern = -1
+        self._llr: Floats = np.zeros(0, np.float32)
+        self._read: Words = {}  # with coded bits
+
+    def miss(self) -> None:
+        """A frame without a pattern: what comes next is not like what was."""
+        self._pattern = -1
+
+    def add(self, pattern: int, slots: Floats) -> list[Symbol]:
+        """The symbols of a frame.
+
+        Args:
+            pattern: of the frame.
+            slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
+        """
+        if pattern != self._pattern or slots.shape != self._llr.shape:
+            self._pattern, self._llr, self._read = pattern, np.zeros_like(slots), {}
+        self._forget_others(slots)
+        for layout in self._layouts:
+            found = self._attempt(layout, slots)
+            if found:
+                self._layouts, self.known = [layout], True
+                break
+        self._llr = self._llr + slots
+        return [symbol for symbol, _ in self._read.values()]
+
+    def _forget_others(self, slots: Floats) -> None:
+        """Words that were read in the frame before count for this one if its bits are mostly the same."""
+        if not self._read:
+            return
+        layout = self._layouts[0]
+        words, before = layout.words(slots[None]), layout.words(self._llr[None])
+        for at, (_, coded) in list(self._read.items()):
+            if ((words[at] < 0) == coded).mean() < SAME_WORD:
+                del self._read[at]
+                before[at] = 0
+        self._llr = np.concatenate([before.reshape(-1), self._llr[layout.n_slots :]])
+
+    def _attempt(self, layout: Layout, slots: Floats) -> bool:
+        code = code_for(layout.n_info, layout.n_coded)
+        least = HOPELESS * layout.n_info / layout.n_coded
+        alone = layout.words(slots[None])
+        together = ADDED * (alone + layout.words(self._llr[None])) if self._llr.any() else None
+        for words in (alone, together):
+            if words is None:
+                continue
+            worth = [
+                at
+                for at in range(layout.n_words)
+                if at not in self._read and pilots.information(words[at]) > least
+            ]
+            if not worth:
+                continue
+            found = read_words(words[worth], layout, self._key, all_of_them=self.known)
+            for number, (symbol, info) in found.items():
+                self._read[worth[number]] = symbol, code.encode(info)
+        return bool(self._read)
+
+
+@dataclass
+class _Group:
+    """What is known of the codewords of 16 patterns in a row."""
+
+    llr: Floats  # (SPREAD, slots of a frame)
+    says: NDArray[np.float64]  # (SPREAD,) bits that each bit of a frame says
+    tried: dict[Layout, float]  # what all bits said at the last attempt
+    read: Words
+
+
+class SpreadWords:
+    """Codewords of which each of 16 frames in a row holds a part.
+
+    Args:
+        layouts: one for each rate that they may have.
+        key: of the records.
+
+    Attributes:
+        known: a word was read, and with it the rate of all.
+
+    The pattern of a frame is its place among the 16; what is missing says nothing. Patterns go on from frame
+    to frame, so that a step forward or back of up to eight tells which sixteen a frame belongs to.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], key: bytes) -> None:
+        self._layouts, self._key = list(layouts), key
+        self.known = False
+        self._at: int | None = None  # pattern of the last frame, counted on from sixteen to sixteen
+        self._groups: dict[int, _Group] = {}
+
+    def miss(self) -> None:
+        """A frame without a pattern changes nothing."""
+
+    def add(self, pattern: int, slots: Floats) -> list[Symbol]:
+        """The symbols that a frame completes.
+
+        Args:
+            pattern: of the frame.
+            slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
+        """
+        half = N_PATTERNS // 2
+        last = pattern if self._at is None else self._at
+        self._at = last + (pattern - last + half) % N_PATTERNS - half
+        number = self._at // SPREAD
+        began = number not in self._groups
+        group = self._group(number, slots)
+        part = self._at % SPREAD
+        if group.says[part]:
+            self._add_to(group, part, slots)
+        else:
+            group.llr[part] = slots
+        group.says[part] = pilots.information(group.llr[part])
+        found = self._tried(group, final=part == SPREAD - 1)
+        if began:  # whatever could still come to the sixteen before came
+            for other in [one for one in self._groups if one < number]:
+                found += self._tried(self._groups[other], final=True)
+                if other < number - 1:
+                    del self._groups[other]
+        return found
+
+    def _group(self, number: int, slots: Floats) -> _Group:
+        if number not in self._groups or self._groups[number].llr.shape[1] != slots.size:
+            llr = np.zeros((SPREAD, slots.size), np.float32)
+            self._groups[number] = _Group(llr, np.zeros(SPREAD), {}, {})
+        return self._groups[number]
+
+    def _add_to(self, group: _Group, part: int, slots: Floats) -> None:
+        """A part that comes again: the same bits, or others where the film was cut and all begins anew."""
+        old, new = np.tanh(group.llr[part] / 2), np.tanh(slots / 2)
+        if float(old @ new) * 2 >= float((old * old) @ (new * new)):
+            group.llr[part] = ADDED * (group.llr[part] + slots)
+            return
+        group.llr[:] = 0
+        group.says[:] = 0
+        group.read, group.tried = {}, {}
+        group.llr[part] = slots
+
+    def _tried(self, group: _Group, *, final: bool) -> list[Symbol]:
+        says = float(group.says.mean())
+        for layout in self._layouts:
+            missing = [at for at in range(layout.n_words) if at not in group.read]
+            before = group.tried.get(layout, 0.0)
+            if not missing or says < HOPELESS * layout.n_info / layout.n_coded:
+                continue
+            if says <= before * (1 if final else WORTH_IT):
+                continue
+            group.tried[layout] = says
+            words = layout.words(group.llr)[missing]
+            found = read_words(words, layout, self._key, all_of_them=final and self.known)
+            if found:
+                self._layouts, self.known = [layout], True
+                group.read |= {missing[number]: one for number, one in found.items()}
+                return [symbol for symbol, _ in found.values()]
+        return []
