@@ -187,25 +187,46 @@ def _line(
     )
 
 
-def many(n_runs: int) -> None:
+MADE_FOR = {
+    "high": (x264("medium", 18), 5500),
+    "web": (x264("medium", 23), 1000),
+    "hard": (x264("medium", 28), 150),
+}
+RUN_FRAMES = 24
+
+
+def many(n_runs: int, only: str | None, spread: bool) -> None:
     """Fresh payloads, passwords and places in a clip, through the channel that a profile is made for."""
-    made_for = {"high": (x264("medium", 18), 5500), "web": (x264("medium", 23), 1000)}
-    made_for["hard"] = (x264("medium", 28), 120)
     films = [make() for make in clips(60).values()]
-    for profile in PROFILES.values():
-        channel, bits = made_for[profile.name]
-        right = 0
-        for run in range(n_runs):
-            rng = np.random.default_rng(run)
-            film = films[run % len(films)]
-            start = int(rng.integers(0, len(film) - 24))
-            frames = film[start : start + 24]
-            word = f"word {run}"
-            payload = rng.bytes(bits * len(frames) // 8 - 20)
-            own = encode(hidden(frames, profile, pack(payload, None, word), locator_key(word)), OWN_ENCODE)[0]
-            joiner, _ = found(channel.run(own), profile, locator_key(word))
-            right += exact(joiner, payload, word)
-        print(f"{profile.name}: {right} of {n_runs} exact, {bits} bits a frame, {channel.label}, none wrong")
+    for name, (channel, bits) in MADE_FOR.items():
+        if only not in (None, name):
+            continue
+        right = [_run(run, films[run % len(films)], name, spread) for run in range(n_runs)]
+        misses = [run for run, at in enumerate(right) if at is None]
+        later = sum(at not in (None, 0) for at in right)
+        print(
+            f"{name}{', spread' if spread else ''}: {n_runs - len(misses)} of {n_runs} exact ({later} of them not "
+            f"at the first rate), {bits * (2 if spread else 1)} bits a frame, {channel.label}, none wrong"
+            + (f"; missed: runs {misses}" if misses else ""),
+            flush=True,
+        )
+
+
+def _run(run: int, film: list[Frame], name: str, spread: bool) -> int | None:
+    """Which of the rates came through, as ``--survive`` tries them, or ``None``."""
+    channel, bits = MADE_FOR[name]
+    rng = np.random.default_rng(run)
+    n_frames = 2 * RUN_FRAMES if spread else RUN_FRAMES
+    start = int(rng.integers(0, len(film) - n_frames + 1))
+    frames, word = film[start : start + n_frames], f"word {run}"
+    profile = PROFILES[name].spread_out(about(frames)) if spread else PROFILES[name]
+    payload = rng.bytes(bits * (2 if spread else 1) * n_frames // 8 - 40)
+    blob, key = pack(payload, None, word), locator_key(word)
+    for at, way in enumerate(profile.ways(about(frames), len(blob))):
+        own = encode(hidden(frames, way, blob, key), OWN_ENCODE)[0]
+        if exact(found(channel.run(own), PROFILES[name], key)[0], payload, word):
+            return at
+    return None
 
 
 def strangers(n_frames: int) -> None:
@@ -269,7 +290,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="CPU frames a second instead of the table")
     given = parser.parse_args()
     if given.runs:
-        many(given.runs)
+        many(given.runs, given.only, given.spread)
     elif given.strangers:
         strangers(given.strangers)
     elif given.speed:

@@ -48,9 +48,10 @@ def spread_edges(degrees: Ints, n_checks: int, draws: NDArray[np.uint64]) -> Int
     held = np.full((n_checks, room), -1, np.int32)
     far = np.zeros(n_checks, np.int32)  # steps from the bit
     queue = np.empty(n_checks, np.int32)
+    asked = np.full(n_info, -1, np.int64)  # the last edge for which a bit was gone through
     for bit in range(n_info):
         for at in range(first[bit], first[bit + 1]):
-            _steps_from(chosen[first[bit] : at], held, load, first, chosen, far, queue)
+            _steps_from(chosen[first[bit] : at], at, held, load, first, chosen, far, queue, asked)
             best, farthest, fewest = np.int64(-1), -1, room
             start = np.int64(draws[at] % np.uint64(n_checks))
             for step in range(n_checks):
@@ -68,14 +69,19 @@ def spread_edges(degrees: Ints, n_checks: int, draws: NDArray[np.uint64]) -> Int
 @nb.njit(cache=True, nogil=True)
 def _steps_from(
     begun: Ints,
+    turn: int,
     held: NDArray[np.int32],
     load: Ints,
     first: NDArray[np.int64],
     chosen: Ints,
     far: Ints,
     queue: Ints,
+    asked: NDArray[np.int64],
 ) -> None:
-    """Fill ``far`` with the steps from the checks ``begun`` to every check; 2^30 where no path leads."""
+    """Fill ``far`` with the steps from the checks ``begun`` to every check; 2^30 where no path leads.
+
+    ``turn`` marks in ``asked`` the bits that were gone through: each is, once.
+    """
     n_checks = far.size
     far[:] = 1 << 30
     n_known = 0
@@ -84,7 +90,7 @@ def _steps_from(
         queue[n_known] = check
         n_known += 1
     done = 0
-    while done < n_known:
+    while done < n_known < n_checks:
         check = queue[done]
         done += 1
         for side in (-1, 1):
@@ -95,6 +101,9 @@ def _steps_from(
                 n_known += 1
         for h in range(load[check]):
             bit = held[check, h]
+            if asked[bit] == turn:
+                continue
+            asked[bit] = turn
             for e in range(first[bit], first[bit + 1]):
                 other = chosen[e]
                 if other >= 0 and far[other] == 1 << 30:
