@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from firth.errors import Interrupted, RunError, StorageError
-from firth.training import Callback, SkipGram, checkpoint, loop
+from firth.training import Callback, SkipGram, checkpoint
 from planted import clusters, corpus_of, learn
 
 EPOCHS = 3
@@ -29,7 +29,7 @@ def corpus():
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
     """A run is one block, and each run ends with a checkpoint."""
-    monkeypatch.setattr(loop, "RUN_BLOCKS", 1)
+    monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", 1)
     monkeypatch.setattr(checkpoint, "SHARE", 1e9)
 
 
@@ -106,7 +106,7 @@ def test_a_run_can_stop_again_and_again_and_its_runs_can_have_other_lengths(
     corpus, whole, tmp_path, monkeypatch
 ):
     for n_runs, length in enumerate((3, 1, 2), 1):
-        monkeypatch.setattr(loop, "RUN_BLOCKS", length)
+        monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", length)
         stopped_after(1, corpus, tmp_path / "run", resume=n_runs > 1)
     assert_equal(go(corpus, run=tmp_path / "run", resume=True), whole)
 

@@ -233,7 +233,7 @@ def test_the_schedule_of_an_unfinished_run_goes_on(corpus, tmp_path):
 
 @pytest.mark.parametrize("freeze", ["none", "known"])
 def test_a_run_that_trains_on_goes_on_after_ctrl_c(corpus, tmp_path, monkeypatch, freeze):
-    monkeypatch.setattr(loop, "RUN_BLOCKS", 1)
+    monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", 1)
     start = made(["w0", "absent", "w5"], context=made(["w0", "absent", "w5"], seed=2).vectors)
     settings = {"epochs": 3, "init": start, "dim": None, "freeze": freeze}
     whole = once(corpus, **settings)

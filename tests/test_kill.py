@@ -20,12 +20,12 @@ from planted import clusters, learn
 # is killed when a line says so; until then its id stays its own.
 CHILD = """
 import os, pathlib, signal, sys, traceback
-from firth.training import Callback, checkpoint, loop
+from firth.training import Callback, checkpoint, trainer
 from planted import clusters, learn
 
 corpus = clusters(2000)
 learn(corpus, epochs=1)  # compiled before the first fork
-loop.RUN_BLOCKS, checkpoint.SHARE = 1, 1e9
+trainer.RUN_BLOCKS, checkpoint.SHARE = 1, 1e9
 steps = 0
 
 def counted(owner, name):

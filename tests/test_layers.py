@@ -52,12 +52,14 @@ FLOORS |= {
     "firth.kernels.rows_reference": 0,
     "firth.kernels.rows_cpu": 0,
     "firth.kernels.rows_gpu": 0,
-    "firth.kernels.gpu_triton": 0,  # of gpu
+    "firth.kernels.gpu_device": 0,  # of gpu
+    "firth.kernels.gpu_triton": 0,  # the same
     "firth.kernels.rows_triton": 0,  # of rows_gpu
     "firth.kernels.pages": 0,  # of rows and bags
     "firth.kernels.threads": 0,  # the same
     "firth.kernels.bags_reference": 0,
     "firth.kernels.bags_cpu": 0,
+    "firth.kernels.parts_cpu": 0,  # of training.partitioned
     "firth.ngrams": 0,  # of subwords
     "firth.suggest": 0,
 }

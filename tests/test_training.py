@@ -12,7 +12,7 @@ from firth import kernels
 from firth.errors import Diverged
 from firth.kernels import cpu
 from firth.kernels.reference import rate_at
-from firth.training import Callback, SkipGram, loop
+from firth.training import Callback, SkipGram, trainer
 from planted import cluster_score, clusters, corpus_of, even_sentences, grid, grid_score, learn
 
 PUBLISHED = {"word2vec": SkipGram.preset("word2vec"), "gensim": SkipGram.preset("gensim")}
@@ -148,7 +148,7 @@ def a_token_late(given):
 @pytest.mark.parametrize("share", [6, 0])
 def test_broken_windows_miss_the_groups(grids, monkeypatch, share, mirrored, spoil):
     monkeypatch.setattr(kernels, "pick", lambda *_: Broken(spoil))
-    monkeypatch.setattr(loop, "RUN_BLOCKS", 10_000)  # an epoch is one run
+    monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", 10_000)  # an epoch is one run
     found = grid_score(learn(grids[mirrored], positional(share)))
     assert not found.recovered, found
 
@@ -221,7 +221,7 @@ class Recorder:
 def test_learning_rate_falls_in_one_line_through_all_epochs(planted, monkeypatch, objective, lr, last):
     recorder, shown = Recorder(), []
     monkeypatch.setattr(kernels, "pick", lambda *_: recorder)
-    monkeypatch.setattr(loop, "RUN_BLOCKS", 4)
+    monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", 4)
     callback = Callback()
     callback.on_progress = lambda moment: shown.append(moment.lr)
     learn(planted, objective, lr=lr, epochs=3, callbacks=[callback])
@@ -318,21 +318,22 @@ class Poison(Callback):
             getattr(self.state, self.table)[3, 1] = np.nan
 
     def watch(self, monkeypatch):
-        made = loop.State
+        made = trainer.State
 
         def state(**tables):
             self.state = made(**tables)
             return self.state
 
-        monkeypatch.setattr(loop, "State", state)
+        monkeypatch.setattr("firth.training.trainer.State", state)
         return self
 
 
 @pytest.mark.parametrize("table", ["inputs", "outputs"])
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_table_that_is_not_finite_stops_the_run(planted, tmp_path, monkeypatch, table, share):
-    monkeypatch.setattr(loop, "RUN_BLOCKS", 4)
-    monkeypatch.setattr(loop.RunFolder, "due", lambda self, state: state.place < len(planted))
+    monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", 4)
+    due = "firth.training.trainer.RunFolder.due"
+    monkeypatch.setattr(due, lambda self, state: state.place < len(planted))
     poison = Poison(table, share).watch(monkeypatch)
     where = r"diverged at \d+\.\d % \(epoch 2, learning rate [\d.e-]+\): "
     # Half-way, more rows are poisoned before anyone looks; at the end it is this one.

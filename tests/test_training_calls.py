@@ -11,7 +11,7 @@ import pytest
 
 import firth
 from firth.errors import FirthError, Interrupted, SettingError, SourceError, StorageError
-from firth.training import Callback, Moment, SkipGram, loop, train
+from firth.training import Callback, Moment, SkipGram, train
 from planted import clusters, corpus_of, learn
 
 
@@ -69,7 +69,7 @@ FOUR_NUMBERS = r"words/s: [\d,]+ lr: 0\.\d{6} loss: \d+\.\d{4} ETA: \d+m \d\ds"
 
 def test_callbacks_are_told_in_order(tmp_path, monkeypatch):
     corpus = clusters(1000)  # two blocks
-    monkeypatch.setattr(loop, "RUN_BLOCKS", 1)
+    monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", 1)
     monkeypatch.setattr("firth.training.checkpoint.SHARE", 0.0)
     diary, notes = Diary(), Notes()
     result = learn(corpus, epochs=3, callbacks=(one for one in [diary]), progress=notes, run=tmp_path / "run")
@@ -287,7 +287,7 @@ class Press(Callback):
 
 
 def test_the_handler_of_ctrl_c_is_put_back(planted, monkeypatch):
-    monkeypatch.setattr(loop, "RUN_BLOCKS", 2)
+    monkeypatch.setattr("firth.training.trainer.RUN_BLOCKS", 2)
     before = signal.getsignal(signal.SIGINT)
 
     def mine(*_):

@@ -1,4 +1,4 @@
-"""The native form: one safetensors file that opens memory-mapped.
+"""The native form: one safetensors file that opens memory-mapped (several: ``safetensors_shards``).
 
 ::
 
@@ -64,7 +64,14 @@ class Entry(NamedTuple):
 
 
 def recognise(head: Head) -> bool:
-    """Eight bytes that are no text, then JSON. Whether the length is true is for ``read`` to say."""
+    """Eight bytes that are no text, then JSON, or the index of several files.
+
+    Whether the length is true is for ``read`` to say.
+    """
+    if head.data[:1] == b"{":
+        from firth.formats import safetensors_shards
+
+        return safetensors_shards.is_index(head.data)
     return head.data[8:9] == b"{" and (b"\0" in head.data[:8] or b'"dtype"' in head.data[8:4096])
 
 
@@ -77,6 +84,14 @@ def read(path: Path, options: Options) -> Table:
         FormatError: cut, damaged, or not made by firth.
         StorageError: it cannot be opened.
     """
+    try:
+        with path.open("rb") as file:
+            if file.read(1) == b"{":
+                from firth.formats import safetensors_shards
+
+                return safetensors_shards.read(path, options)
+    except OSError as error:
+        raise storage_error(error, path, "read") from error
     try:
         data = np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as error:

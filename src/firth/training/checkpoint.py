@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -224,8 +224,11 @@ class RunFolder:
         cost = (state.inputs.nbytes + state.outputs.nbytes) / DISK if self._cost is None else self._cost
         return self._spent + cost <= SHARE * (time.monotonic() - self._began)
 
-    def save(self, state: State) -> Path:
+    def save(self, state: State, write: Callable[[Path, State], None] | None = None) -> Path:
         """Write a checkpoint under another name, sync, rename, and drop all but the last two.
+
+        Args:
+            write: puts ``inputs.npy`` and ``outputs.npy`` into a folder where ``state`` lacks rows.
 
         Raises:
             StorageError: it cannot be written; older checkpoints stay.
@@ -236,11 +239,7 @@ class RunFolder:
         try:
             remove_tree(temporary)
             temporary.mkdir()
-            for name in ("inputs", "outputs"):
-                with (temporary / f"{name}.npy").open("wb") as file:
-                    _write_npy(file, getattr(state, name))
-                    file.flush()
-                    os.fsync(file.fileno())
+            (write or _write_tables)(temporary, state)
             with (temporary / "state.json").open("w", encoding="utf-8") as text:
                 json.dump(
                     {
@@ -276,6 +275,14 @@ class RunFolder:
         with contextlib.suppress(OSError):
             checkpoint.rename(gone)
         remove_tree(gone)
+
+
+def _write_tables(folder: Path, state: State) -> None:
+    for name in ("inputs", "outputs"):
+        with (folder / f"{name}.npy").open("wb") as file:
+            _write_npy(file, getattr(state, name))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _write_npy(file: IO[bytes], table: npt.NDArray[np.float32]) -> None:

@@ -28,7 +28,7 @@ from firth.kernels.reference import STEPS
 from firth.processes import Processes
 from firth.training.checkpoint import State
 from firth.training.exchange import Exchange, meetings, rows_due
-from firth.training.loop import Folder, Trainer
+from firth.training.trainer import Folder, Trainer
 from firth.version import __version__
 
 SHORTEST = 4096
@@ -63,8 +63,8 @@ def cut(sentence_starts: npt.NDArray[np.int64], start: int, stop: int, parts: in
     return np.maximum.accumulate(borders)
 
 
-class Replicas(Trainer):
-    """A trainer that is one of several; see the top of this module. Made and used collectively.
+class Team(Trainer):
+    """A trainer that is one of several processes; made and used collectively.
 
     Args:
         group: the processes. Others as for ``Trainer``.
@@ -74,14 +74,11 @@ class Replicas(Trainer):
     """
 
     def __init__(self, group: Processes, *given: Any) -> None:
-        super().__init__(*given)
-        import torch
-
         self.group = group
+        super().__init__(*given)
         self._agreed = threading.Event()  # to stop: set in all processes or in none
         self._asked: threading.Event | None = None
         self._folder: SharedFolder | None = None
-        self._exchanges = 0
         group.check_alike(
             {
                 "the version of firth": __version__,
@@ -90,13 +87,29 @@ class Replicas(Trainer):
                 **{_NAMES.get(name, name): value for name, value in self.settings().items()},
             }
         )
-        self._run_tokens = run_tokens(len(self.corpus), group.size, self._threads)
-        counts = self.counts
-        order = None if (np.diff(counts) <= 0).all() else np.argsort(-counts, kind="stable")
-        state = self.state
-        tables = torch.from_numpy(state.inputs), torch.from_numpy(state.outputs)
-        met = meetings(counts, self.objective)
-        self._exchange = Exchange(tables, self.config.dim, met, order, group.size)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What there is to do when the tables are there."""
+
+    def run_round(self, epoch: int, pos: int) -> tuple[int, npt.NDArray[np.float64]]:
+        """Train this process's part of the round that begins at ``pos`` of the epoch.
+
+        Returns:
+            where the round ends, a border of blocks; and loss, pairs and scores of this process's part.
+        """
+        raise NotImplementedError
+
+    def settle(self, everything: bool) -> None:
+        """Make the tables one again at the end of a round, or at least the part that is due."""
+
+    def share_state(self, found: bool) -> bool:
+        """Give all processes the first one's state; whether it had ``found`` a checkpoint."""
+        raise NotImplementedError
+
+    def shared_folder(self, path: Path, own: Folder | None) -> SharedFolder:
+        """What stands for the run folder in this process."""
+        return SharedFolder(self, path, own)
 
     @property
     def writes(self) -> bool:
@@ -113,15 +126,15 @@ class Replicas(Trainer):
         """The run folder, which the first process alone opens."""
         path = Path(run)
         if not self.writes:
-            self._folder = SharedFolder(self, path, None)
+            self._folder = self.shared_folder(path, None)
             yield self._folder
             return
         with super().folder(run, resume) as own:
-            self._folder = SharedFolder(self, path, own)
+            self._folder = self.shared_folder(path, own)
             yield self._folder
 
     def run(self, stop: threading.Event) -> bool:
-        """Train the next round, this process its runs of it; whether it ended an epoch.
+        """Train the next round, this process its part of it; whether it ended an epoch.
 
         Raises:
             Diverged: a score of any process was not finite.
@@ -129,48 +142,67 @@ class Replicas(Trainer):
         """
         import torch
 
-        state, corpus, size = self.state, self.corpus, self.group.size
+        state = self.state
         self.begin()
-        epoch, pos = divmod(state.place, len(corpus))
-        first = int(np.searchsorted(corpus.block_starts, pos))
-        wanted = pos + self._run_tokens * size * ROUND
-        last = max(first + 1, int(np.searchsorted(corpus.block_starts, wanted, "right")) - 1)
-        end = int(corpus.block_starts[last])
-        turns = max(1, round((end - pos) / (self._run_tokens * size)))
-        borders = cut(corpus.sentence_starts, pos, end, turns * size)
+        epoch, pos = divmod(state.place, len(self.corpus))
+        end, stats = self.run_round(epoch, pos)
         told = np.zeros(5)  # loss, pairs, scores; who wants to stop, whether it is time to save
-        for turn in range(turns):
-            begin, until = borders[turn * size + self.group.rank :][:2].tolist()
-            if until > begin:
-                parts = np.unique(cut(corpus.sentence_starts, begin, until, self._threads))
-                told[:3] += self.train(epoch, parts, _NEVER)[0]
-            trained = (borders[(turn + 1) * size] - borders[turn * size]) / size
-            if turn < turns - 1:
-                self._exchanges += 1
-                self._make_one(rows_due(self._exchanges, len(state.inputs)), trained)
+        told[:3] = stats
         told[3] = self._asked is not None and self._asked.is_set()
         told[4] = self._folder is not None and self._folder.is_time(state)
         told = self.group.sum(torch.from_numpy(told)).numpy()
-        ends_epoch = end == len(corpus)
-        self._exchanges += 1
-        everything = ends_epoch or bool(told[3:].any())
-        rows = len(state.inputs)
-        self._make_one(rows if everything else rows_due(self._exchanges, rows), trained)
+        self.settle(end == len(self.corpus) or bool(told[3:].any()))
         state.place += end - pos
         self.account(told[:3])
         if told[3]:
             self._agreed.set()
         if self._folder is not None:
             self._folder.agreed = bool(told[4])
-        return ends_epoch and self.end_epoch()
+        return self.end_epoch()
 
-    def _make_one(self, rows: int, words: float) -> None:
+
+class Replicas(Team):
+    """One of several processes that each hold the tables; see the top of this module."""
+
+    def prepare(self) -> None:
+        import torch
+
+        self._exchanges = 0
+        self._trained = 0.0  # tokens a process, since the last exchange
+        self._run_tokens = run_tokens(len(self.corpus), self.group.size, self._threads)
+        counts, state = self.counts, self.state
+        order = None if (np.diff(counts) <= 0).all() else np.argsort(-counts, kind="stable")
+        tables = torch.from_numpy(state.inputs), torch.from_numpy(state.outputs)
+        met = meetings(counts, self.objective)
+        self._exchange = Exchange(tables, self.config.dim, met, order, self.group.size)
+
+    def run_round(self, epoch: int, pos: int) -> tuple[int, npt.NDArray[np.float64]]:
+        corpus, size, stats = self.corpus, self.group.size, np.zeros(3)
+        first = int(np.searchsorted(corpus.block_starts, pos))
+        wanted = pos + self._run_tokens * size * ROUND
+        last = max(first + 1, int(np.searchsorted(corpus.block_starts, wanted, "right")) - 1)
+        end = int(corpus.block_starts[last])
+        turns = max(1, round((end - pos) / (self._run_tokens * size)))
+        borders = cut(corpus.sentence_starts, pos, end, turns * size)
+        for turn in range(turns):
+            begin, until = borders[turn * size + self.group.rank :][:2].tolist()
+            if until > begin:
+                parts = np.unique(cut(corpus.sentence_starts, begin, until, self._threads))
+                stats += self.train(epoch, parts, _NEVER)[0]
+            self._trained = (borders[(turn + 1) * size] - borders[turn * size]) / size
+            if turn < turns - 1:
+                self.settle(False)
+        return end, stats
+
+    def settle(self, everything: bool) -> None:
+        rows = len(self.state.inputs)
+        self._exchanges += 1
         kernels.fetch(self._kernels)
-        self._exchange.exchange(self.group, rows, words, self.rate())
+        due = rows if everything else rows_due(self._exchanges, rows)
+        self._exchange.exchange(self.group, due, self._trained, self.rate())
         kernels.forget(self._kernels)
 
     def share_state(self, found: bool) -> bool:
-        """Give all processes the first one's state; whether it had ``found`` a checkpoint."""
         import torch
 
         state = self.state
@@ -184,7 +216,6 @@ class Replicas(Trainer):
         return True
 
     def facts(self) -> dict[str, Any]:
-        """What the metadata of the vectors say of the processes."""
         words = max(1, self.state.place - (self._began_place or 0)) / self.group.size
         return {
             "ranks": self.group.size,
@@ -201,7 +232,7 @@ _NAMES = {"corpus": "the encoded text", "init": "the vectors to start from"}
 class SharedFolder:
     """A run folder as the loop uses it, of which only the first process has more than the path."""
 
-    def __init__(self, trainer: Replicas, path: Path, own: Folder | None) -> None:
+    def __init__(self, trainer: Team, path: Path, own: Folder | None) -> None:
         self.path, self._trainer, self._own = path, trainer, own
         self.agreed = False  # that it is time to save
 

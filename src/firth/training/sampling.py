@@ -66,24 +66,33 @@ def zeros(rows: int, dim: int) -> npt.NDArray[np.float32]:
     return whole[skip : skip + count].reshape(rows, width)
 
 
-def initial_inputs(rows: int, dim: int, spread: float, seed: int) -> npt.NDArray[np.float32]:
+def initial_inputs(
+    rows: int, dim: int, spread: float, seed: int, part: int = 0, size: int = 1
+) -> npt.NDArray[np.float32]:
     """The input table at the start: uniform in +-spread/dim, each number drawn by its place.
 
+    Args:
+        rows: of the whole table.
+        part, size: only the rows ``part``, ``part + size``, ``part + 2 size``, ... of it are made.
+
     Returns:
-        float32 (rows, padded dim), padding zero.
+        float32 (ceil(rows / size), padded dim), padding zero; of a part that is one row short, the last
+        row is zero.
     """
-    table = zeros(rows, dim)
+    table = zeros(-(-rows // size), dim)
     key = stream_keys(seed, _INIT, 1)[0]
+    own = np.arange(part, rows, size, dtype=np.uint64)
+    columns = np.arange(dim, dtype=np.uint64)
     chunk = max(1, (1 << 15) // dim)  # the passes over a chunk stay in the cache
-    for first in range(0, rows, chunk):
-        end = min(first + chunk, rows)
-        bits = _draw(key, np.arange(first * dim, end * dim, dtype=np.uint64))
+    for first in range(0, len(own), chunk):
+        places = own[first : first + chunk, None] * np.uint64(dim) + columns
+        bits = _draw(key, places.reshape(-1))
         bits >>= np.uint64(40)
         unit = bits.astype(np.float32)
         unit *= np.float32(2.0**-24)
         unit -= np.float32(0.5)
         unit *= np.float32(2 * spread / dim)
-        table[first:end, :dim] = unit.reshape(-1, dim)
+        table[first : first + len(places), :dim] = unit.reshape(-1, dim)
     return table
 
 
