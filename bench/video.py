@@ -3,6 +3,7 @@
     .venv/bin/python bench/video.py                # the table: about 6 minutes of one core
     .venv/bin/python bench/video.py --spread       # the same with codewords spread over 16 frames
     .venv/bin/python bench/video.py --runs 100     # so many runs a profile, fresh payload and key in each
+    .venv/bin/python bench/video.py --vmaf         # VMAF at every strength
     .venv/bin/python bench/video.py --strangers 10000   # frames unmarked or of another key: false finds
 
 Each row hides a payload of the size that the row asks for in a clip of 640 x 360, writes it as ``firth video
@@ -20,7 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from firth.video.erasure import Cutter, Joiner
 from firth.video.frames import VideoInfo
 from firth.video.metrics import Quality
 from firth.video.payload import locator_key, pack, unpack
+from firth.video.profile import STRENGTHS
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
 from video_clips import AV1, OWN_ENCODE, X265, Channel, Frame, clips, encode, load, x264
 
@@ -204,9 +206,10 @@ def many(n_runs: int, only: str | None, spread: bool) -> None:
         right = [_run(run, films[run % len(films)], name, spread) for run in range(n_runs)]
         misses = [run for run, at in enumerate(right) if at is None]
         later = sum(at not in (None, 0) for at in right)
+        label = f"{name}, spread" if spread else name
         print(
-            f"{name}{', spread' if spread else ''}: {n_runs - len(misses)} of {n_runs} exact ({later} of them not "
-            f"at the first rate), {bits * (2 if spread else 1)} bits a frame, {channel.label}, none wrong"
+            f"{label}: {n_runs - len(misses)} of {n_runs} exact ({later} of them not at the first rate), "
+            f"{bits * (2 if spread else 1)} bits a frame, {channel.label}, none wrong"
             + (f"; missed: runs {misses}" if misses else ""),
             flush=True,
         )
@@ -249,6 +252,39 @@ def strangers(n_frames: int) -> None:
         print(f"{profile.name}: {false} false finds in {done:,} frames; {matched} looked like a pattern")
 
 
+def vmaf(n_frames: int) -> None:
+    """VMAF of marked frames against the cover, before any encoder, at every strength."""
+    try:
+        import torch
+        from vmaf_torch import VMAF
+    except ModuleNotFoundError:
+        sys.exit("bench: --vmaf needs a tool that computes it: pip install vmaf-torch")
+    scorer = VMAF(temporal_pooling=True, clip_score=True)
+
+    def stacked(frames: list[Frame]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([luma for luma, _, _ in frames])[:, None].astype(np.float32))
+
+    print("clip | profile | PSNR | SSIM | flicker (cover) | VMAF")
+    for name, make in clips(n_frames).items():
+        frames = make()
+        for one in PROFILES.values():
+            for psnr in STRENGTHS:
+                held = one.holding(psnr, about(frames))
+                for form in (held, held.wide):
+                    assert form is not None
+                    profile, quality = replace(form, psnr=psnr), Quality(8, every=1)
+                    marked = hidden(frames, profile, b"v" * 200, locator_key(None), quality)
+                    with torch.no_grad():
+                        score = float(scorer(stacked(frames), stacked(marked)))
+                    flicker = quality.flicker or (0.0, 0.0)
+                    label = f"{profile.name}{', spread' if profile.spread > 1 else ''} {psnr:g} dB"
+                    print(
+                        f"{name} | {label} | {quality.psnr:.2f} | {quality.ssim or 0:.4f} | "
+                        f"{flicker[0]:.2f} ({flicker[1]:.2f}) | {score:.1f}",
+                        flush=True,
+                    )
+
+
 def speed() -> None:
     """CPU frames a second: hiding and reading beside the encoder and decoder between which they stand."""
     print("CPU frames a second on one thread, bigbuckbunny")
@@ -287,12 +323,15 @@ def main() -> None:
     parser.add_argument("--clip", nargs="+", help="these clips alone")
     parser.add_argument("--runs", type=int, help="so many runs a profile instead of the table")
     parser.add_argument("--strangers", type=int, help="so many frames a profile that carry nothing to find")
+    parser.add_argument("--vmaf", action="store_true", help="VMAF in place of the table (needs vmaf-torch)")
     parser.add_argument("--speed", action="store_true", help="CPU frames a second instead of the table")
     given = parser.parse_args()
     if given.runs:
         many(given.runs, given.only, given.spread)
     elif given.strangers:
         strangers(given.strangers)
+    elif given.vmaf:
+        vmaf(given.frames or 8)
     elif given.speed:
         speed()
     else:

@@ -2,6 +2,7 @@
 
     python bench/video_lossless.py                      # everything, about four minutes on two cores
     python bench/video_lossless.py --part speed memory
+    python bench/video_lossless.py --json               # the figures for programs; the tables go to stderr
 
 Films are those of the data folder, scaled to 640x360 (960x540 and 1920x1080 for speed). Nothing is printed
 of a file whose payload did not come back exact. CPU seconds are of the whole process, all threads.
@@ -10,6 +11,8 @@ of a file whose payload did not come back exact. CPU seconds are of the whole pr
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import statistics
 import sys
@@ -28,6 +31,9 @@ from firth.video.erasure import Cutter
 from firth.video.frames import decoded, load_av, luma_frames, open_video, packets, probe
 from firth.video.lossless import Lossless
 from firth.video.steganalysis import detection_error, sample_pairs
+
+Row = dict[str, Any]
+"""Figures by name, as ``--json`` prints them."""
 
 FILMS = ("bigbuckbunny.mp4", "flower.mp4", "friday.mp4")
 SIZE = (640, 360)
@@ -52,13 +58,19 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60, help="of each film, at most")
     parser.add_argument("--draws", type=int, default=10_000, help="extractions that must find nothing")
     parser.add_argument("--rounds", type=int, default=5, help="of the timings, whose medians are printed")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, part -> rows")
     settings = parser.parse_args()
-    print(common.machine())
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    rows: dict[str, list[Row]] = {}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        contextlib.redirect_stdout(sys.stderr if settings.json else sys.stdout),
+    ):
+        print(common.machine())
         for part in settings.part:
             print(f"\n{part}")
-            PARTS[part](folder, settings)
+            rows[part] = PARTS[part](Path(name), settings)
+    if settings.json:
+        print(json.dumps({"machine": common.machine(), **rows}, indent=2))
 
 
 def scaled(film: str, folder: Path, size: tuple[int, int], n_frames: int) -> Path:
@@ -88,9 +100,10 @@ def _frames(source: Any, stream: Any) -> Iterator[Any]:
         yield from decoded(packet)
 
 
-def bits(folder: Path, settings: argparse.Namespace) -> None:
+def bits(folder: Path, settings: argparse.Namespace) -> list[Row]:
     """Full films in every codec: bits a frame, distortion, growth."""
     print(f"{'film':14} {'rate':>5} {'codec':>6} {'bits/frame':>10} {'PSNR':>6} {'SSIM':>6} {'growth':>6}")
+    rows: list[Row] = []
     for film in FILMS:
         cover = scaled(film, folder, SIZE, settings.frames)
         plain = {name: _recoded(cover, folder, name) for name in LOSSLESS}
@@ -103,11 +116,17 @@ def bits(folder: Path, settings: argparse.Namespace) -> None:
                 )
                 if video.extract(done.path, password="bench").data != payload:
                     sys.exit(f"bench: {film} in {codec} did not come back exact")
+                growth = done.n_bytes / plain[codec]
+                rows.append(
+                    {"film": Path(film).stem, "rate": rate, "codec": codec, "growth": growth}
+                    | {"bits_per_frame": room.bits_per_frame, "psnr": done.psnr, "ssim": done.ssim}
+                )
                 print(
                     f"{Path(film).stem:14} {rate:>5.2f} {codec:>6} {room.bits_per_frame:>10,.0f} "
-                    f"{done.psnr:>6.2f} {done.ssim:>6.4f} {done.n_bytes / plain[codec]:>6.2f}"
+                    f"{done.psnr:>6.2f} {done.ssim:>6.4f} {growth:>6.2f}"
                 )
     print("growth: over the same film in the same lossless codec with one byte in it")
+    return rows
 
 
 def _recoded(cover: Path, folder: Path, codec: str) -> int:
@@ -116,13 +135,14 @@ def _recoded(cover: Path, folder: Path, codec: str) -> int:
     return done.n_bytes
 
 
-def steganalysis(folder: Path, settings: argparse.Namespace) -> None:
+def steganalysis(folder: Path, settings: argparse.Namespace) -> list[Row]:
     """Sample pairs on covers, on replaced and on matched lowest bits."""
     chance = np.random.default_rng(0)
     print("sample pairs: estimated rate, and P_E of the best threshold (.5 is a coin)")
     print(
         f"{'film':14} {'rate':>5} {'cover':>7} {'replaced':>9} {'firth':>7} {'P_E repl.':>9} {'P_E firth':>9}"
     )
+    rows: list[Row] = []
     for film in FILMS:
         cover = scaled(film, folder, SIZE, settings.frames)
         info, frames = probe(cover), list(luma_frames(cover))
@@ -131,11 +151,18 @@ def steganalysis(folder: Path, settings: argparse.Namespace) -> None:
             mark = _marker(Lossless(rate), info)
             ours = [sample_pairs(mark(luma.copy(), number)) for number, luma in enumerate(frames)]
             replaced = [sample_pairs(_replaced(luma, rate, chance)) for luma in frames]
-            print(
-                f"{Path(film).stem:14} {rate:>5.2f} {np.mean(clean):>7.3f} {np.mean(replaced):>9.3f} "
-                f"{np.mean(ours):>7.3f} {detection_error(clean, replaced):>9.3f} "
-                f"{detection_error(clean, ours):>9.3f}"
+            errors = detection_error(clean, replaced), detection_error(clean, ours)
+            means = float(np.mean(clean)), float(np.mean(replaced)), float(np.mean(ours))
+            rows.append(
+                {"film": Path(film).stem, "rate": rate}
+                | dict(zip(("estimated_cover", "estimated_replaced", "estimated_firth"), means, strict=True))
+                | {"p_e_replaced": float(errors[0]), "p_e_firth": float(errors[1])}
             )
+            print(
+                f"{Path(film).stem:14} {rate:>5.2f} {means[0]:>7.3f} {means[1]:>9.3f} "
+                f"{means[2]:>7.3f} {errors[0]:>9.3f} {errors[1]:>9.3f}"
+            )
+    return rows
 
 
 def _replaced(luma: Any, rate: float, chance: np.random.Generator) -> Any:
@@ -149,12 +176,13 @@ def _marker(profile: Lossless, info: Any, key: bytes = bytes(32)) -> Callable[[A
     return profile.marker(info, Cutter(blob, profile.symbol_bytes(info, len(blob))), key)
 
 
-def false_finds(folder: Path, settings: argparse.Namespace) -> None:
+def false_finds(folder: Path, settings: argparse.Namespace) -> list[Row]:
     """Frames that carry nothing, and frames of another key."""
     half = settings.draws // 2
     lumas = [luma for film in FILMS for luma in luma_frames(scaled(film, folder, SIZE, settings.frames))]
     mark = _marker(Lossless(), probe(scaled(FILMS[0], folder, SIZE, settings.frames)), os.urandom(32))
     marked = [mark(luma.copy(), number % settings.frames) for number, luma in enumerate(lumas)]
+    rows: list[Row] = []
     for what, frames in (("unmarked", lumas), ("wrong key", marked)):
         found = 0
         n_keys = -(-half // len(frames))
@@ -165,15 +193,18 @@ def false_finds(folder: Path, settings: argparse.Namespace) -> None:
                 found += len(reader.read(luma))
                 done += 1
         print(f"{what}: {found} found in {done:,} extractions with {n_keys} keys")
+        rows.append({"frames": what, "found": found, "extractions": done, "keys": n_keys})
         if found:
             sys.exit("bench: a false find")
+    return rows
 
 
-def speed(folder: Path, settings: argparse.Namespace) -> None:
+def speed(folder: Path, settings: argparse.Namespace) -> list[Row]:
     """CPU frames a second of hiding and taking out, between the decoder and the encoder they sit between."""
     print(f"CPU frames a second, rate .4, FFV1; medians of {settings.rounds} rounds in turn")
     names = ("decode H.264", "hide", "encode FFV1", "decode FFV1", "take out")
     print(f"{'size':>10}", *(f"{name:>12}" for name in names))
+    found: list[Row] = []
     for size in SPEED_SIZES:
         cover = scaled(FILMS[0], folder, size, 16)
         info, frames = probe(cover), list(luma_frames(cover))
@@ -196,8 +227,10 @@ def speed(folder: Path, settings: argparse.Namespace) -> None:
                 began = time.process_time()
                 job()
                 rates[name].append(len(frames) / (time.process_time() - began))
-        medians = [f"{statistics.median(found):>12.0f}" for found in rates.values()]
-        print(f"{size[0]:>5}x{size[1]:<4}", *medians)
+        medians = {name: statistics.median(each) for name, each in rates.items()}
+        found.append({"width": size[0], "height": size[1], "frames_per_cpu_second": medians})
+        print(f"{size[0]:>5}x{size[1]:<4}", *(f"{median:>12.0f}" for median in medians.values()))
+    return found
 
 
 def _encoding(path: Path) -> Callable[[], object]:
@@ -222,11 +255,11 @@ def _encoding(path: Path) -> Callable[[], object]:
     return encode
 
 
-def memory(folder: Path, settings: argparse.Namespace) -> None:
+def memory(folder: Path, settings: argparse.Namespace) -> list[Row]:
     """Peak memory of hiding and taking out, as the film grows eight times as long."""
     print(f"{'film':>22} {'peak MB':>8} {'anonymous':>9} {'CPU s':>6}")
     once = scaled(FILMS[0], folder, SIZE, 50)
-    peaks = []
+    peaks, rows = [], []
     for times in (1, 8):
         cover = folder / f"long{times}.mkv"
         _repeated(once, cover, times)
@@ -234,11 +267,16 @@ def memory(folder: Path, settings: argparse.Namespace) -> None:
         if not run.report["exact"]:
             sys.exit("bench: the payload did not come back")
         peaks.append(run.peak_anonymous_bytes)
+        rows.append(
+            {"frames": run.report["frames"], "peak_bytes": run.peak_bytes, "cpu_s": run.cpu_s}
+            | {"peak_anonymous_bytes": run.peak_anonymous_bytes}
+        )
         print(
             f"{run.report['frames']:>7} frames 640x360 {run.peak_bytes / 1e6:>8.0f} "
             f"{run.peak_anonymous_bytes / 1e6:>9.0f} {run.cpu_s:>6.1f}"
         )
     print(f"eight times as long: {100 * (peaks[1] / peaks[0] - 1):+.0f} % anonymous memory")
+    return rows
 
 
 def _repeated(source: Path, target: Path, times: int) -> None:
@@ -257,7 +295,7 @@ def _repeated(source: Path, target: Path, times: int) -> None:
         out.mux(stream.encode(None))
 
 
-PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
     "bits": bits,
     "steganalysis": steganalysis,
     "false_finds": false_finds,

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("av", reason="PyAV is not installed")
 
-import clips  # noqa: E402
-from firth import cli, video  # noqa: E402
-from firth.errors import FormatError, SettingError  # noqa: E402
-from firth.video.floors import Floors  # noqa: E402
-from firth.video.metrics import Quality  # noqa: E402
-from firth.video.trial import Trial  # noqa: E402
+import clips
+from firth import cli, video
+from firth.errors import FormatError, SettingError
+from firth.video.floors import Floors
+from firth.video.metrics import Quality
+from firth.video.trial import Trial
 
 
 @pytest.fixture(scope="module")
