@@ -270,6 +270,20 @@ def test_an_id_outside_the_table_is_refused() -> None:
         run(Card(DEVICE).run, text._replace(counts=np.ones(N_TYPES, np.int64)), SkipGram(), tables(8))
 
 
+def test_an_id_outside_the_table_is_refused_in_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Card, "free_memory", lambda self: 100)
+    text = Text.of()
+    text.ids[40] = -3
+    with pytest.raises(SettingError, match=r"id -3 at place 40 of the corpus is outside"):
+        run(Card(DEVICE).run, text._replace(counts=np.ones(N_TYPES, np.int64)), SkipGram(), tables(8))
+
+
+def test_groups_too_large_for_the_kernel_are_refused() -> None:
+    objective = SkipGram(window=400, negatives=100, share=5)
+    with pytest.raises(SettingError, match=r"window 400 and 220 negatives are too large .* or --device cpu"):
+        run(Card(DEVICE).run, Text.of(), objective, tables(8))
+
+
 def test_other_kernels_are_refused() -> None:
     text, objective = Text.of(), SkipGram()
     args = (*tables(8), text.ids, text.starts, np.array([0, 50]), objective.step(0.1, 0, 0.1))
@@ -323,7 +337,7 @@ def test_full_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     card = Card(DEVICE)
-    monkeypatch.setattr(gpu, "_uploaded", full)
+    monkeypatch.setattr(gpu, "uploaded", full)
     with pytest.raises(RunError, match=r"no room on the card for the input table \(0.00 GB.*--device cpu"):
         run(card.run, Text.of(), SkipGram(), tables(16))
 

@@ -3,6 +3,7 @@ imported and other tests shall not see it (cases: ``gpu_cases.py``); and what is
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import firth
 from firth import kernels, queries, search
 from firth.cli import run as firth_command
 from firth.errors import RunError, SettingError
-from firth.kernels import gpu, reference
+from firth.kernels import gpu, gpu_device, reference
 from firth.kernels.gpu import Card, Design
 from firth.training import memory
 from test_rows_gpu import needs_triton
@@ -242,7 +243,7 @@ def search_here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """``device="cuda"`` searches by torch on the CPU where there is no card; the tables made are listed."""
     made = []
     if not torch.cuda.is_available():
-        monkeypatch.setattr(gpu, "find_card", lambda *_: torch.device("cpu"))
+        monkeypatch.setattr(gpu_device, "find_card", lambda *_: torch.device("cpu"))
 
     def table(*arguments: Any) -> search.CardTable:
         made.append(search.CardTable(*arguments))
@@ -358,3 +359,30 @@ def test_the_gate_of_the_bench_sees_a_wrong_row(monkeypatch: pytest.MonkeyPatch,
     else:
         with pytest.raises(SystemExit, match="the correctness gate failed at dim 8, skipgram_shared"):
             module.gate("cpu", (8,))
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+PAGE = (HERE.parent / "docs" / "gpu.md").read_text(encoding="utf-8")
+
+
+@WITHOUT_CARD
+def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    names = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, "gpu.md", "exec"), names)
+
+
+def test_the_page_has_the_numbers_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    script("bench/common.py", monkeypatch)
+    monkeypatch.syspath_prepend(str(HERE.parent / "bench"))
+    module = script("bench/gpu.py", monkeypatch)
+    assert f"{module.group_bytes(128, 0.74076):,.0f} bytes" in PAGE
+    assert f"{module.group_bytes(300, 0.74076):,.0f}\nbytes" in PAGE
+    limit = Design().in_flight
+    assert f"`Card.programs` allows {limit:.0f}" in PAGE
+    for name in re.findall(r"`(?:python )?((?:bench|tests|docs)/[\w.]+)", PAGE):
+        assert (HERE.parent / name).exists(), name

@@ -272,7 +272,7 @@ class Queries(Lookup):
 
     def _on_card(self, name: str) -> CardTable:
         """The matrix on that card; the copy on another card is given up."""
-        from firth.kernels.gpu import find_card
+        from firth.kernels.gpu_device import find_card
 
         found = find_card(name, "nearest()", "leave device= out")
         if self._card_table is None or self._card_table[0] != found:

@@ -11,10 +11,9 @@ With ``TRITON_INTERPRET=1`` in the environment before Triton is first imported, 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,8 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from firth.errors import MissingExtra, RunError, SettingError
+from firth.errors import MissingExtra, SettingError
 from firth.kernels import reference
+from firth.kernels.gpu_device import Lane, current, find_card, memory_told, uploaded
 from firth.kernels.reference import PIECE, Draws, Floats, Step
 
 KERNELS = ("skipgram_shared", "skipgram_pairs")
@@ -36,6 +36,18 @@ TABLES = ("input table", "output table")
 
 SMALLEST = 16
 """Rows and columns that a product on tensor cores has at least."""
+
+LARGEST = 16_384
+"""Scores of a group that a program can hold: 128 contexts and 128 targets."""
+
+CHUNK_NUMBERS = 4096
+"""Of all rows of a group that a product takes at a time, at most."""
+
+HELD_BYTES = 48 << 10
+"""Of rows that a program keeps from the first product to the last, in registers and shared memory."""
+
+LAUNCH_BLOCKS = 128
+"""Blocks of a launch where the corpus is streamed: the next ones are read while these train."""
 
 
 class Design(NamedTuple):
@@ -109,8 +121,7 @@ class Card:
         self._held: dict[str, tuple[npt.NDArray[Any], Tensor]] = {}
         self._ahead = False  # the tables here have moved on from the caller's
         self._hottest: tuple[float, float] | None = None
-        self._streams: tuple[Tensor, Tensor] | None = None
-        self._turn = 0
+        self._lanes: list[Lane] = []  # two, where the corpus is too long for the card
 
     # --- tables
 
@@ -147,8 +158,8 @@ class Card:
         found = self._held.get(name)
         if found is None or found[0] is not array:
             self._held.pop(name, None)
-            with _memory_told(f"the {name}", array.nbytes):
-                found = self._held[name] = (array, _uploaded(array, self.device))
+            with memory_told(f"the {name}", array.nbytes):
+                found = self._held[name] = (array, uploaded(array, self.device))
         return found[1]
 
     def _tables(self, inputs: Floats, outputs: Floats) -> tuple[Tensor, Tensor]:
@@ -201,17 +212,17 @@ class Card:
         starts = self._on_card("sentence starts", sentence_starts)
         self._ahead = True
         n_blocks = len(block_starts) - 1
+        whole = self._whole_corpus(ids, len(inputs))
         found: list[Tensor] = []
         n_done = 0
-        with _current(self.device):
+        with current(self.device), memory_told("the kept tokens of a run", 8 * RUN_BLOCKS << 16):
             while n_done < n_blocks and not (n_done and stopped()):
-                n_part = min(RUN_BLOCKS, n_blocks - n_done)
+                n_part = min(RUN_BLOCKS if whole is not None else LAUNCH_BLOCKS, n_blocks - n_done)
                 start, stop = int(block_starts[n_done]), int(block_starts[n_done + n_part])
                 if stop > start:
-                    stretch = self._stretch(ids, start, stop, len(inputs))
+                    stretch = self._stretch(whole, ids, start, stop, len(inputs))
                     pieces = _pieces(starts, sentence_starts, start, stop, stretch.first_pos)
-                    with _memory_told("the kept tokens of a run", 8 * (stop - start)):
-                        found.append(self._launch(kernel, tables, stretch, pieces, step, draws, sampling))
+                    found.append(self._launch(kernel, tables, stretch, pieces, step, draws, sampling))
                 n_done += n_part
         stats = torch.stack(found).sum(0).tolist() if found else [0.0] * 3
         return np.array(stats), n_done
@@ -219,36 +230,42 @@ class Card:
     def _sampling(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # The keys are new in every epoch, the others stay the same arrays.
         return (
-            _uploaded(draws.keys.view(np.int64), self.device),
+            uploaded(draws.keys.view(np.int64), self.device),
             self._on_card("keep thresholds", draws.keep),
             self._on_card("noise thresholds", draws.threshold),
             self._on_card("noise aliases", draws.alias),
         )
 
-    def _stretch(self, ids: npt.NDArray[np.int32], start: int, stop: int, n_rows: int) -> _Stretch:
-        """The ids from ``start`` to ``stop`` on the card: of the whole corpus if it fits, else copied."""
+    def _whole_corpus(self, ids: npt.NDArray[np.int32], n_rows: int) -> Tensor | None:
+        """All ids on the card, if they take less than half of what is free."""
         found = self._held.get("corpus")
         if found is not None and found[0] is not ids:
             del self._held["corpus"]
             found = self._hottest = None
-        if found is None and self._streams is None:
+        if found is None and not self._lanes:
             free = self.free_memory()
             if free is None or 2 * ids.nbytes < free:
-                _check_ids(self._on_card("corpus", ids), n_rows, 0)
-                found = self._held["corpus"]
-        if found is not None:
-            return _Stretch(found[1][start:stop], start)
-        if self._streams is None or len(self._streams[0]) < stop - start:
-            with _memory_told("two stretches of the corpus", 8 * (stop - start)):
-                pinned = torch.empty(stop - start, dtype=torch.int32, pin_memory=self.device.type == "cuda")
-                self._streams = (pinned, pinned.to(self.device))
-        pinned, here = (one[: stop - start] for one in self._streams)
-        # The launch before has read ``here`` when this copy begins: one stream does both in turn. The
-        # host must wait until ``pinned`` is read before it fills it again, so this copy is waited for.
-        pinned.numpy()[:] = ids[start:stop]
-        here.copy_(pinned)
-        _check_ids(here, n_rows, start)
-        return _Stretch(here, start)
+                tensor = self._on_card("corpus", ids)
+                low, high = torch.stack(torch.aminmax(tensor)).tolist()
+                if low < 0 or high >= n_rows:
+                    del self._held["corpus"]  # looked at again, should it be given again
+                _check_ids(ids, low, high, n_rows, 0)
+                return tensor
+        return None if found is None else found[1]
+
+    def _stretch(
+        self, whole: Tensor | None, ids: npt.NDArray[np.int32], start: int, stop: int, n_rows: int
+    ) -> _Stretch:
+        """The ids from ``start`` to ``stop`` on the card."""
+        if whole is not None:
+            return _Stretch(whole[start:stop], start)
+        part = np.asarray(ids[start:stop])
+        _check_ids(part, int(part.min()), int(part.max()), n_rows, start)
+        if not self._lanes or len(self._lanes[0].pinned) < stop - start:
+            with memory_told("two stretches of the corpus", 8 * (stop - start)):
+                self._lanes = [Lane.of(stop - start, self.device) for _ in range(2)]
+        self._lanes.reverse()
+        return _Stretch(self._lanes[0].take(part), start)
 
     def programs(self, n_units: int, step: Step, rate: float, hottest: tuple[float, float]) -> int:
         """How many programs train side by side, at a learning rate.
@@ -327,7 +344,11 @@ class Card:
 
 
 def constants(kernel: str, width: int, step: Step, design: Design, deterministic: bool) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+    """What a kernel is compiled for.
+
+    Raises:
+        SettingError: groups too large for the kernel.
+    """
     shared = {"WIDTH": width, "WINDOW": step.window, "SHRINK": bool(step.shrink), "POOL": step.pool}
     if kernel == "skipgram_pairs":
         block = _power_of_two(width)
@@ -337,73 +358,29 @@ def constants(kernel: str, width: int, step: Step, design: Design, deterministic
             "BLOCK": block,
             "num_warps": max(1, min(block // 128, 8)),
         }
-    columns = min(design.columns, max(_power_of_two(width), SMALLEST))
+    contexts = max(_power_of_two(step.share + 2 * step.window), SMALLEST)
+    targets = max(_power_of_two(step.share + step.pool), SMALLEST)
+    if contexts * targets > LARGEST:
+        raise SettingError(
+            f"train(): groups of {step.share} with window {step.window} and {step.pool} negatives are too "
+            f"large for a card's kernel ({contexts} x {targets} scores, at most {LARGEST:,}): take a smaller "
+            "window or fewer negatives, SkipGram(share=0), or --device cpu (device='cpu')"
+        )
+    rows = contexts + targets
+    fitting = _power_of_two(CHUNK_NUMBERS // rows + 1) // 2
+    columns = min(design.columns, max(_power_of_two(width), SMALLEST), max(fitting, SMALLEST))
+    n_chunks = -(-width // columns)
     return shared | {
         "SHARE": step.share,
-        "M": max(_power_of_two(step.share + 2 * step.window), SMALLEST),
-        "N": max(_power_of_two(step.share + step.pool), SMALLEST),
+        "M": contexts,
+        "N": targets,
         "CHUNK": columns,
-        "N_CHUNKS": -(-width // columns),
-        "HELD": design.held or width <= columns,
+        "N_CHUNKS": n_chunks,
+        "HELD": n_chunks == 1 or (design.held and rows * n_chunks * columns * 4 <= HELD_BYTES),
         "PRECISION": design.precision,
         "DETERMINISTIC": deterministic,
-        "num_warps": design.warps,
+        "num_warps": design.warps * (2 if contexts * targets >= 4096 else 1),
     }
-
-
-# --- devices ------------------------------------------------------------------------------------
-
-
-def find_card(
-    name: str, who: str = "train()", way_out: str = "use --device cpu (device='cpu')"
-) -> torch.device:
-    """The card of that name, ``cuda`` or ``cuda:NUMBER``.
-
-    Args:
-        name: ``cuda`` is the card of this process's number under torchrun (LOCAL_RANK), else the current one.
-        who: the function that the user called, for the message.
-        way_out: how it goes without a card, for the message.
-
-    Raises:
-        SettingError: there is none; the sentence says what was looked for.
-    """
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or not (number.isdecimal() or name == "cuda"):
-        raise SettingError(f"{who}: device must be cuda or cuda:NUMBER, not {name!r}")
-    if not torch.cuda.is_available():
-        why = (
-            f"torch {torch.__version__} is a build without CUDA"
-            if torch.version.cuda is None
-            else f"torch {torch.__version__} for CUDA {torch.version.cuda} sees no NVIDIA card or driver"
-        )
-        raise SettingError(f"{who}: device {name!r} needs a CUDA card, and {why}; {way_out}")
-    count = torch.cuda.device_count()
-    own = os.environ.get("LOCAL_RANK", "")
-    index = int(number or own) if number or own.isdecimal() else torch.cuda.current_device()
-    if index >= count:
-        raise SettingError(f"{who}: device {name!r} is not there, {count} CUDA cards are; {way_out}")
-    return torch.device("cuda", index)
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current card: make it this one."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _memory_told(what: str, size: int) -> Iterator[None]:
-    """A full card becomes a sentence."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        free = ""
-        with contextlib.suppress(RuntimeError, AssertionError):
-            left, whole = torch.cuda.mem_get_info()
-            free = f", {left / 1e9:,.1f} of the card's {whole / 1e9:,.1f} GB are free"
-        raise RunError(
-            f"train(): no room on the card for {what} ({size / 1e9:,.2f} GB{free}); choose a smaller dim or "
-            "vocabulary, end what else runs there, or use --device cpu (device='cpu')"
-        ) from error
 
 
 def _check_design(design: Design) -> None:
@@ -415,32 +392,12 @@ def _check_design(design: Design) -> None:
             raise SettingError(f"Design(): {name} must be a power of two from {least} on, got {value}")
 
 
-# --- arrays -------------------------------------------------------------------------------------
-
-CHUNK_BYTES = 64 << 20
-
-
-def _uploaded(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on the device, in chunks, so that no second copy of a mapped file is made on the host."""
-    if array.dtype == np.uint32:
-        array = array.view(np.int32)
-    flat = array.reshape(-1)
-    made = torch.empty(len(flat), dtype=getattr(torch, array.dtype.name), device=device)
-    step = CHUNK_BYTES // array.itemsize
-    for start in range(0, len(flat), step):
-        made[start : start + step] = torch.from_numpy(flat[start : start + step].copy())
-    return made.reshape(array.shape)
-
-
-def _check_ids(ids: Tensor, n_rows: int, first_pos: int) -> None:
+def _check_ids(ids: npt.NDArray[np.int32], low: int, high: int, n_rows: int, first_pos: int) -> None:
     """A kernel that reads outside its tables takes the card's whole process with it."""
-    if not len(ids):
-        return
-    low, high = torch.stack(torch.aminmax(ids)).tolist()
     if low < 0 or high >= n_rows:
-        place = int(((ids < 0) | (ids >= n_rows)).nonzero()[0, 0])
+        place = int(np.flatnonzero((ids < 0) | (ids >= n_rows))[0])
         raise SettingError(
-            f"gpu.run(): id {int(ids[place])} at place {first_pos + place:,} of the corpus is outside the "
+            f"gpu.run(): id {ids[place]} at place {first_pos + place:,} of the corpus is outside the "
             f"table of {n_rows:,} rows"
         )
 
