@@ -197,7 +197,7 @@ class Card:
         """One run of blocks on the whole card; see :func:`firth.kernels.reference.run`.
 
         The tables change on the card; :meth:`fetch` brings them back. ``stopped`` is asked every
-        RUN_BLOCKS blocks. ``threads`` is not used.
+        RUN_BLOCKS blocks. ``threads`` is not used. A run of no tokens compiles the kernels.
 
         Raises:
             SettingError: an objective without a kernel here; an id outside the tables.
@@ -222,7 +222,13 @@ class Card:
                 if stop > start:
                     stretch = self._stretch(whole, ids, start, stop, len(inputs))
                     pieces = _pieces(starts, sentence_starts, start, stop, stretch.first_pos)
-                    found.append(self._launch(kernel, tables, stretch, pieces, step, draws, sampling))
+                    rate = max(step.rate_last, step.rate_first - step.rate_slope * start)
+                    hottest = self._shares(stretch.ids, sampling)
+                    programs = self.programs(-(-(stop - start) // PIECE), step, rate, hottest)
+                else:  # a run of nothing has the kernels ready: a piece of no tokens
+                    stretch = _Stretch(torch.zeros(1, dtype=torch.int32, device=self.device), start)
+                    pieces, programs = (stretch.ids, stretch.ids), 1
+                found.append(self._launch(kernel, tables, stretch, pieces, step, sampling, programs))
                 n_done += n_part
         stats = torch.stack(found).sum(0).tolist() if found else [0.0] * 3
         return np.array(stats), n_done
@@ -310,8 +316,8 @@ class Card:
         stretch: _Stretch,
         pieces: tuple[Tensor, Tensor],
         step: Step,
-        draws: Draws,
         sampling: tuple[Tensor, Tensor, Tensor, Tensor],
+        programs: int,
     ) -> Tensor:
         """Train the pieces of a stretch; (3,) float64 stats on the card, not waited for."""
         kernels = _triton()
@@ -328,14 +334,12 @@ class Card:
         borders = torch.searchsorted(firsts, every, out_int32=True)
         borders = torch.cat([borders, borders.new_full((1,), len(firsts))])
         queue = torch.zeros(1, dtype=torch.int32, device=self.device)
-        rate = max(step.rate_last, step.rate_first - step.rate_slope * stretch.first_pos)
-        programs = self.programs(len(every), step, rate, self._shares(stretch.ids, sampling))
         stats = torch.empty((programs, 3), dtype=torch.float64, device=self.device)
         function = getattr(kernels, kernel)
         function[(programs,)](
             *tables, kept_id, kept_pos, firsts, n_kept, borders, len(every), queue, keys, threshold, alias,
             stats,
-            stretch.first_pos, len(draws.alias),
+            stretch.first_pos, len(alias),
             float(step.rate_first), float(step.rate_slope), float(step.rate_last), float(step.weight),
             step.fixed_inputs, step.fixed_outputs,
             **constants(kernel, tables[0].shape[1], step, self.design, self.deterministic),

@@ -87,7 +87,8 @@ def train(
             or with nothing left to learn.
         ShapeError: ``init`` has another dim, or numbers that are not finite.
         SourceError: a corpus with nothing to learn from.
-        RunError: the run folder is in use or was made by other settings, or its checkpoint is damaged.
+        RunError: the run folder is in use or was made by other settings, or its checkpoint is damaged; a card
+            whose memory is full.
         StorageError: the run folder cannot be made or written; older checkpoints stay.
         Diverged: a table left the finite numbers; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the state is saved where ``run`` was given.
