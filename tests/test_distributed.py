@@ -157,14 +157,13 @@ def _exchanges(order=None, rows=50, dim=12, size=4):
 
 
 def _swap(exchanges, rows, words):
+    totals = [sum(one.collect(which, 0, rows) for one in exchanges) for which in (0, 1)]
     for one in exchanges:
         one.note(words, 0.025)
-        one.look(0)
-        one.look(1)
-    for which in (0, 1):
-        total = sum(one.collect(which, 0, rows) for one in exchanges)
-        for one in exchanges:
-            one.apply(which, 0, rows, total)
+        for which in (0, 1):
+            one.look(which, totals[1 - which])
+        for which in (0, 1):
+            one.apply(which, 0, rows, totals[which])
     for one in exchanges:
         one.settle(rows)
 

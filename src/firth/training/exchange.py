@@ -144,10 +144,13 @@ class Exchange:
         """
         self.note(words, rate)
         step = max(1, PIECE // self._dim)
+        head = min(step, rows)
+        first = [group.sum(self.collect(which, 0, head)) for which in (0, 1)]
         for which in (0, 1):
-            self.look(which)
+            self.look(which, first[1 - which])
         for which in (0, 1):
-            for begin in range(0, rows, step):
+            self.apply(which, 0, head, first[which])
+            for begin in range(head, rows, step):
                 end = min(begin + step, rows)
                 self.apply(which, begin, end, group.sum(self.collect(which, begin, end)))
         self.settle(rows)
@@ -167,13 +170,19 @@ class Exchange:
         rows = self._places(begin, end)
         return table[rows] - before[rows]
 
-    def look(self, which: int) -> None:
-        """Follow the directions in which the rows that a table meets are long: a step of the power method."""
+    def look(self, which: int, moved: Tensor) -> None:
+        """Follow the directions in which the rows that a table meets are long: a step of the power method.
+
+        Args:
+            moved: by how much all processes together moved the first rows of the other table. It is looked
+                at where it stands on average: at the beginning it was zero and met nothing.
+        """
         import torch
 
-        rows = self._places(0, min(LOOKED_AT, self._rows))
-        share = self._share[which][: min(LOOKED_AT, self._rows)]
-        weighed = self._before[1 - which][rows] * (share / share.sum()).sqrt()[:, None]
+        n = min(LOOKED_AT, len(moved))
+        met = self._before[1 - which][self._places(0, n)] + moved[:n] / self._size
+        share = self._share[which][:n]
+        weighed = met * (share / share.sum()).sqrt()[:, None]
         space = self._spaces[which]
         self._spaces[which], _ = torch.linalg.qr(weighed.T @ (weighed @ space) + 1e-12 * space)
         lengths = (weighed @ self._spaces[which]).square().sum(dim=0)
