@@ -216,7 +216,7 @@ def learn(kernels: Any, text: Text, dim: int, objective: firth.SkipGram, dtype: 
     from firth.training.sampling import initial_inputs
 
     made = [initial_inputs(len(text.counts), dim, 4.0, seed)[:, :].astype(dtype) for seed in (1, 2)]
-    stats = train(kernels, text, made, objective, epoch=0)
+    stats = train(kernels, text, made, Pass.of(text, objective, 0))
     if hasattr(kernels, "fetch"):
         kernels.fetch()
     return (*(one[:, :dim] for one in made), stats)
@@ -227,19 +227,35 @@ def worst(ours: NDArray[Any], right: NDArray[Any]) -> float:
     return float(np.max(apart / np.maximum(np.linalg.norm(right, axis=1), 1e-30)))
 
 
-def train(kernels: Any, text: Text, tables: list[Any], objective: firth.SkipGram, epoch: int) -> Any:
-    """One pass, the learning rate falling from LR to nothing."""
-    from firth.encoding import block_starts
-    from firth.kernels import cpu, run_blocks
-    from firth.training.draws import Sampler
+class Pass(NamedTuple):
+    """What one pass over a text needs beside its tables."""
 
-    step = objective.step(LR, LR / len(text.ids), LR * 1e-4)
-    draws = Sampler(text.counts, objective, 1, cpu).epoch(epoch)
-    borders, size = block_starts(text.starts), run_blocks(kernels, 32, 1)
-    stats = np.zeros(3)
-    for first in range(0, len(borders) - 1, size):
-        part = borders[first : first + size + 1]
-        stats += kernels.run(objective.kernel, *tables, text.ids, text.starts, part, step, draws)[0]
+    objective: firth.SkipGram
+    borders: NDArray[np.int64]
+    step: Any
+    draws: Any
+
+    @classmethod
+    def of(cls, text: Text, objective: firth.SkipGram, epoch: int) -> Pass:
+        """The learning rate falls from LR to nothing."""
+        from firth.encoding import block_starts
+        from firth.kernels import cpu
+        from firth.training.draws import Sampler
+
+        step = objective.step(LR, LR / len(text.ids), LR * 1e-4)
+        draws = Sampler(text.counts, objective, 1, cpu).epoch(epoch)
+        return cls(objective, block_starts(text.starts), step, draws)
+
+
+def train(kernels: Any, text: Text, tables: list[Any], once: Pass) -> Any:
+    """One pass; the stats."""
+    from firth.kernels import run_blocks
+
+    size, stats = run_blocks(kernels, 32, 1), np.zeros(3)
+    for first in range(0, len(once.borders) - 1, size):
+        part = once.borders[first : first + size + 1]
+        arrays = (*tables, text.ids, text.starts, part)
+        stats += kernels.run(once.objective.kernel, *arrays, once.step, once.draws)[0]
     return stats
 
 
@@ -247,33 +263,26 @@ def train(kernels: Any, text: Text, tables: list[Any], objective: firth.SkipGram
 
 
 def timed(card: Card, text: Text, dim: int, rounds: int) -> tuple[float, float]:
-    """Median words a second of whole passes, after a short one that compiles; and the mean loss."""
+    """Median words a second of whole passes; and the mean loss."""
     from firth.training.sampling import initial_inputs, zeros
 
     objective = firth.SkipGram()
     tables = [initial_inputs(len(text.counts), dim, 0.5, 1), zeros(len(text.counts), dim)]
-    train(card, text.first(100_000), tables, objective, 0)
     took, loss = [], float("nan")
     for turn in range(rounds):
-        # Here ids and tables go to the card once, before the first pass is timed.
-        card.run(objective.kernel, *tables, text.ids, text.starts, np.zeros(2, np.int64), *nothing(text))
+        once = Pass.of(text, objective, turn)
+        # A run of nothing compiles, and brings ids and tables to the card.
+        nothing = np.zeros(2, np.int64)
+        card.run(objective.kernel, *tables, text.ids, text.starts, nothing, once.step, once.draws)
         wait(str(card.device))
         began = time.perf_counter()
-        stats = train(card, text, tables, objective, turn)
+        stats = train(card, text, tables, once)
         wait(str(card.device))
         took.append(time.perf_counter() - began)
         loss = float(stats[0] / stats[1])
         if not np.isfinite(loss):
             sys.exit(f"bench/gpu.py: training left the finite numbers at dim {dim}; no speed is printed")
     return len(text.ids) / statistics.median(took), loss
-
-
-def nothing(text: Text) -> tuple[Any, Any]:
-    from firth.kernels import cpu
-    from firth.training.draws import Sampler
-
-    objective = firth.SkipGram()
-    return objective.step(LR, 0.0, LR), Sampler(text.counts, objective, 1, cpu).epoch(0)
 
 
 def group_bytes(dim: int, kept_share: float) -> float:
@@ -367,6 +376,8 @@ def whole(
     settings: argparse.Namespace, text: Text, head: dict[str, Any], say: Callable[..., None]
 ) -> list[dict[str, Any]]:
     """From the encoded corpus to saved vectors, on the card and on the CPU; scores where there is data."""
+    from firth.kernels.gpu import Card
+
     corpus, epochs = small_corpus(text), 1
     if settings.interpret:
         trains_on_interpreter()
@@ -375,6 +386,7 @@ def whole(
     rows = []
     say(f"\n{'device':>8} {'dim':>5} {'epoch s':>8} {'WS-353':>7} {'SimLex':>7} {'analogies':>9}")
     for dim in settings.dim:
+        timed(Card(settings.device), text.first(100_000), dim, 1)  # compiles
         for device in ("cuda" if settings.interpret else settings.device, "cpu"):
             row = {"device": device, "dim": dim, **one_run(corpus, device, dim, epochs, settings)}
             scores = "".join(f" {row.get(name, float('nan')):7.3f}" for name in ("ws353", "simlex"))

@@ -82,6 +82,14 @@ def test_without_a_card_a_sentence_says_what_was_looked_for(
     assert not output.exists()
 
 
+def test_the_command_line_knows_deterministic(tmp_path: Path) -> None:
+    text, output = tmp_path / "text.txt", tmp_path / "out.safetensors"
+    text.write_text("a b c a b d\n" * 20)
+    options = ["--min-count", "1", "--dim", "4", "--threads", "2", "--device", "cpu", "--quiet"]
+    assert firth_command(["train", str(text), "-o", str(output), "--deterministic", *options]) == 0
+    assert firth.Vectors.load(output).metadata["deterministic"] is True
+
+
 @pytest.mark.parametrize("device", ["tpu", "gpu", "", "mps:0"])
 def test_unknown_devices_are_named(device: str) -> None:
     with pytest.raises(SettingError, match=f"one of auto, cpu, cuda, cuda:NUMBER, reference, not '{device}'"):

@@ -105,7 +105,7 @@ def check_card(kernels: Kernels, vocab_size: int, dim: int) -> None:
     raise SettingError(
         f"train(): the input and the output table, float32 ({vocab_size:,}, {dim}) of {table} each, need "
         f"{whole} of the card's memory with all else and {gigabytes(free)} are free; {would}"
-        "--device cpu (device='cpu') trains in the system's memory"
+        "--device cpu (device='cpu') trains in the system's memory, alone or partitioned over processes"
     )
 
 
