@@ -5,10 +5,11 @@
 
 On a card some hundred programs go through the text side by side and update the same tables without
 locks. Here so many programs go in step: all take the scores of their next group from the same tables,
-then all add their updates, so that no group sees another of the same step. That is the worst that a card
-can do whose programs take equally long. Draws, groups and learning rates are those of the kernels; a program
-takes the next piece that nobody has, as in kernels/gpu.py. Printed are the mean loss a pair in the last
-epoch and scores of the vectors beside those of firth's own kernel with one thread.
+then all add their updates, so that no group sees another of the same step. With --stagger N as many groups
+are under way, but an N-th of them ends at a time, and each misses the updates of all that ended while it was
+under way. Draws, groups and learning rates are those of the kernels; a program takes the next piece that
+nobody has, as in kernels/gpu.py. Printed are the mean loss a pair in the last epoch and scores of the
+vectors beside those of firth's own kernel with one thread.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--bits", type=int, default=23, help="of the mantissa that products see; tf32 has 10, bf16 7"
     )
+    parser.add_argument("--stagger", type=int, default=1, help="1: in step")
     parser.add_argument("--json", action="store_true", help="one line of JSON a run")
     settings = parser.parse_args()
     objective = firth.SkipGram(
@@ -110,8 +113,16 @@ def train(
         draws = sampler.epoch(epoch)
         sums = np.zeros(2)
         for first in range(0, size, LAUNCH):
-            for batch in batches(corpus, first, min(first + LAUNCH, size), step, draws, programs):
-                sums += move(*tables, batch, step, settings.bits)
+            last = min(first + LAUNCH, size)
+            under_way: deque[Any] = deque()
+            for batch in batches(corpus, first, last, step, draws, max(programs // settings.stagger, 1)):
+                stats, updates = move(*tables, batch, step, settings.bits)
+                sums += stats
+                under_way.append(updates)
+                if len(under_way) == settings.stagger:
+                    add(*tables, under_way.popleft())
+            for updates in under_way:
+                add(*tables, updates)
         loss = sums[0] / sums[1]
     return firth.Vectors(corpus.vocab.tokens, inputs[:, : settings.dim].copy(), counts=counts), loss
 
@@ -209,8 +220,8 @@ def cut(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 def move(
     inputs: torch.Tensor, outputs: torch.Tensor, batch: Any, step: Step, bits: int
-) -> NDArray[np.float64]:
-    """All groups from the same tables, then all updates; the summed loss, and pairs."""
+) -> tuple[NDArray[np.float64], Any]:
+    """The summed loss and pairs of all groups, and their updates from the same tables."""
     context_id, target_id, pairs, shares, rate = batch
     x, y = cut(inputs[context_id], bits), cut(outputs[target_id], bits)
     sign = torch.ones(target_id.shape[1])
@@ -219,10 +230,15 @@ def move(
     signed = sign * torch.bmm(x, y.transpose(1, 2))
     loss = (weights * torch.nn.functional.softplus(signed)).sum(dtype=torch.float64)
     slopes = cut(-sign * weights * torch.sigmoid(signed) * rate[:, None, None], bits)
-    width = inputs.shape[1]
-    inputs.index_add_(0, context_id.reshape(-1), torch.bmm(slopes, y).reshape(-1, width))
-    outputs.index_add_(0, target_id.reshape(-1), torch.bmm(slopes.transpose(1, 2), x).reshape(-1, width))
-    return np.array([float(loss), float(pairs.sum(dtype=torch.float64))])
+    stats = np.array([float(loss), float(pairs.sum(dtype=torch.float64))])
+    return stats, (context_id, torch.bmm(slopes, y), target_id, torch.bmm(slopes.transpose(1, 2), x))
+
+
+def add(inputs: torch.Tensor, outputs: torch.Tensor, updates: Any) -> None:
+    """Every row moves by the sum of its updates."""
+    context_id, context_moves, target_id, target_moves = updates
+    inputs.index_add_(0, context_id.reshape(-1), context_moves.reshape(-1, inputs.shape[1]))
+    outputs.index_add_(0, target_id.reshape(-1), target_moves.reshape(-1, outputs.shape[1]))
 
 
 if __name__ == "__main__":

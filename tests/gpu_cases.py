@@ -460,18 +460,19 @@ POINTERS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "objective", "design", "deterministic"),
+    ("capability", "name", "width", "objective", "design", "deterministic"),
     [
-        ("keep_tokens", 16, SkipGram(), Design(), False),
-        ("skipgram_shared", 128, SkipGram(), Design(), False),
-        ("skipgram_shared", 304, SkipGram(), Design(precision="tf32"), False),
-        ("skipgram_shared", 16, SkipGram(), Design(precision="ieee"), True),
-        ("skipgram_pairs", 112, SkipGram(share=0), Design(), False),
+        (90, "keep_tokens", 16, SkipGram(), Design(), False),
+        (80, "skipgram_shared", 128, SkipGram(), Design(), False),
+        (90, "skipgram_shared", 304, SkipGram(), Design(), False),
+        (90, "skipgram_shared", 16, SkipGram(), Design(precision="ieee"), True),
+        (90, "skipgram_pairs", 112, SkipGram(share=0), Design(), False),
     ],
 )
-def test_kernels_compile_for_a_hopper_card_without_one(
-    name: str, width: int, objective: SkipGram, design: Design, deterministic: bool
+def test_kernels_compile_without_a_card(
+    capability: int, name: str, width: int, objective: SkipGram, design: Design, deterministic: bool
 ) -> None:
+    """For Ampere and Hopper; the compiler has failed on some that the interpreter takes."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -479,10 +480,10 @@ def test_kernels_compile_for_a_hopper_card_without_one(
     from firth.kernels import gpu_triton
 
     kernel = getattr(gpu_triton, name)
-    fixed = {"LANES": 1024, "num_warps": 4}
+    fixed = {"LANES": 1024}
     if name != "keep_tokens":
         fixed = gpu.constants(name, width, objective.step(0.1, 0, 0.1), design, deterministic)
-    options = {"num_warps": fixed.pop("num_warps")}
+    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages") if name in fixed}
     signature = {
         one.name: "constexpr" if one.name in fixed else POINTERS.get(one.name) or one.annotation_type
         for one in kernel.params
@@ -494,11 +495,11 @@ def test_kernels_compile_for_a_hopper_card_without_one(
     }
     made = triton.compile(
         ASTSource(kernel, signature, constexprs=fixed, attrs=aligned),
-        target=GPUTarget("cuda", 90, 32),
+        target=GPUTarget("cuda", capability, 32),
         options=options,
     )
     assert made.asm["cubin"]
     if name == "skipgram_shared" and not deterministic:
-        assert "red.global" in made.asm["ptx"] or "atom.global" in made.asm["ptx"]
-        assert ".v4.f32" in made.asm["ptx"]  # rows are read and added to four numbers at a time
         assert "tf32" in made.asm["ptx"]
+        # Hopper adds four numbers of a row at a time.
+        assert (".v4.f32" in made.asm["ptx"]) == (capability >= 90)

@@ -361,6 +361,7 @@ def constants(kernel: str, width: int, step: Step, design: Design, deterministic
             "SATURATED": reference.SATURATED,
             "BLOCK": block,
             "num_warps": max(1, min(block // 128, 8)),
+            "num_stages": 1,
         }
     contexts = max(_power_of_two(step.share + 2 * step.window), SMALLEST)
     targets = max(_power_of_two(step.share + step.pool), SMALLEST)
@@ -384,6 +385,7 @@ def constants(kernel: str, width: int, step: Step, design: Design, deterministic
         "PRECISION": design.precision,
         "DETERMINISTIC": deterministic,
         "num_warps": design.warps * (2 if contexts * targets >= 4096 else 1),
+        "num_stages": 1,  # rows of the next group must not be read before this one's have moved
     }
 
 
