@@ -35,6 +35,7 @@ FLOORS = {
 # Parts of a room that stand in files of their own beside it.
 FLOORS |= {
     "firth.encoding": 2,  # of corpus
+    "firth.sharing": 2,  # of corpus
     "firth.queries": 2,  # of vectors
     "firth.torchnames": 2,  # of vectors
     "firth.hub": 1,  # of vectors

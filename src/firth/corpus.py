@@ -9,7 +9,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from firth.progress import SILENT, Reporter
 from firth.sources import Source, SourceLike, Tokenizer, check_tokenizer, find_source
 from firth.textfiles import check_errors
 from firth.vocab import Vocab
+
+if TYPE_CHECKING:
+    from firth.processes import Processes
 
 _SLICE = 1 << 22  # ids that are looked at together
 
@@ -86,6 +89,7 @@ class Corpus:
         cache: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         progress: Reporter = SILENT,
+        group: Processes | None = None,
     ) -> Corpus:
         """Encode a text; without ``vocab`` its tokens are counted in the same reading.
 
@@ -110,6 +114,8 @@ class Corpus:
             cache: the cache folder; default ``$FIRTH_CACHE`` or the user's cache folder.
             threads: one for each core by default; the result does not depend on it.
             progress: told how much is read, and of an encoding that is reused.
+            group: processes that share the reading (see ``firth.sharing``), each with the other arguments
+                alike; the result is that of one process, except where tokens are forgotten while counting.
 
         Raises:
             SourceError: text that cannot be read, or of which less than two tokens are left.
@@ -127,8 +133,13 @@ class Corpus:
         if len(first):
             settings["known"] = first.fingerprint
         key = _key(found, settings)
+        if group is not None:
+            from firth.sharing import Job, encode_shared
+
+            job = Job(found, vocab, min_count, max_size, first, tokenizer, errors, field, threads, settings)
+            return encode_shared(group, job, key, cache, progress)
         if key is not None:
-            kept = _open_entry(corpora_folder(cache) / key)
+            kept = open_entry(corpora_folder(cache) / key)
             if kept is not None:
                 progress.start("encode", None, "tokens")
                 progress.finish(f"reused {len(kept):,} tokens encoded before, in {kept.folder}")
@@ -144,7 +155,7 @@ class Corpus:
                 writer.take(batches, table)
                 raw_tokens = table.raw_tokens
                 table.report(progress)
-                vocab, final_ids = _of_table(table, min_count, max_size, found.name)
+                vocab, final_ids = of_table(table, min_count, max_size, found.name)
             else:
                 given = Given(vocab, tokenizer)
                 writer.take(batches, given)
@@ -152,15 +163,15 @@ class Corpus:
                 unknown_id = -1 if vocab.default_id is None else vocab.default_id
                 final_ids = np.append(np.arange(len(vocab), dtype=np.int32), np.int32(unknown_id))
             writer.finish(final_ids, len(vocab))
-            _check_result(writer, vocab, raw_tokens, found.name)
+            check_result(writer, vocab, raw_tokens, found.name)
             if not vocab.total_count:
                 vocab = vocab.with_counts(writer.counts)
             facts = {"source": found.name, "raw_tokens": raw_tokens, "settings": settings}
             writer.describe(vocab, facts)
             writer.remove_leftovers()
             if key is not None and _key(found, settings) == key:
-                return _keep(folder, folder.parent / key)
-            return cls._of_folder(folder, temporary=True)
+                return keep(folder, folder.parent / key)
+            return cls.of_folder(folder, temporary=True)
 
     @classmethod
     def from_ids(cls, ids: npt.ArrayLike, sentence_starts: npt.ArrayLike, vocab: Vocab) -> Corpus:
@@ -200,7 +211,8 @@ class Corpus:
         )
 
     @classmethod
-    def _of_folder(cls, folder: Path, *, temporary: bool = False, reused: bool = False) -> Corpus:
+    def of_folder(cls, folder: Path, *, temporary: bool = False, reused: bool = False) -> Corpus:
+        """The corpus whose files are in ``folder``, which goes with it if it is ``temporary``."""
         description = read_description(folder)
         corpus = cls(
             Vocab.load(folder / VOCAB),
@@ -325,33 +337,33 @@ def _key(source: Source, settings: Mapping[str, Any]) -> str | None:
     return hashlib.blake2b(decided.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _open_entry(folder: Path) -> Corpus | None:
+def open_entry(folder: Path) -> Corpus | None:
     """The corpus of a cache entry, ``None`` where it is missing or damaged."""
     description = read_description(folder)
     if not is_whole(folder, description):
         return None
     try:
-        corpus = Corpus._of_folder(folder, reused=True)
+        corpus = Corpus.of_folder(folder, reused=True)
     except (FirthError, OSError, KeyError, ValueError):
         return None
     return corpus if len(corpus.vocab) == description["vocab"] else None
 
 
-def _keep(folder: Path, entry: Path) -> Corpus:
+def keep(folder: Path, entry: Path) -> Corpus:
     """Give a finished folder its name in the cache; if another process was first, use its work."""
     for _ in range(3):
         try:
             os.rename(folder, entry)
         except OSError:
-            corpus = _open_entry(entry)
+            corpus = open_entry(entry)
             if corpus is not None:
                 remove_tree(folder)
                 return corpus
             remove_tree(entry)
             continue
         sync_folder(entry.parent)
-        return Corpus._of_folder(entry)
-    return Corpus._of_folder(folder, temporary=True)
+        return Corpus.of_folder(entry)
+    return Corpus.of_folder(folder, temporary=True)
 
 
 @contextlib.contextmanager
@@ -363,14 +375,14 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def _of_table(table: Table, min_count: int, max_size: int | None, what: str) -> tuple[Vocab, Ints]:
+def of_table(table: Table, min_count: int, max_size: int | None, what: str) -> tuple[Vocab, Ints]:
     vocab, rows = Vocab.of_table(table, min_count, max_size, what)
     final_ids = np.full(len(table.words), -1, np.int32)
     final_ids[rows] = np.arange(len(rows), dtype=np.int32)
     return vocab, final_ids
 
 
-def _check_result(writer: Writer, vocab: Vocab, raw_tokens: int, what: str) -> None:
+def check_result(writer: Writer, vocab: Vocab, raw_tokens: int, what: str) -> None:
     """Refuse what has no word with a context."""
     if raw_tokens == 0:
         raise SourceError(f"{what} holds no tokens")

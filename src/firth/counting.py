@@ -263,6 +263,29 @@ class Table:
         self._counts = self._counts[kept]
         return numbers
 
+    @classmethod
+    def merged(
+        cls, parts: Sequence[tuple[Sequence[str], Longs]], tokenizer: Tokenizer, known: Sequence[str] = ()
+    ) -> tuple[Table, list[Ints]]:
+        """One table of those of the parts of a text, and for each part the new numbers of its words.
+
+        Args:
+            parts: ``words`` and ``counts`` of each part's table, in the order of the text; each began with
+                ``known``.
+        """
+        table = cls(tokenizer, None, known)
+        own = {word: number for number, word in enumerate(table.words)}
+        numbers = []
+        for words, _ in parts:
+            numbers.append(
+                np.fromiter((own.setdefault(word, len(own)) for word in words), np.int32, len(words))
+            )
+        table.words = list(own)
+        table._counts = np.zeros(max(1, len(own)), np.int64)
+        for (_, counts), rows in zip(parts, numbers, strict=True):
+            table._counts[rows] += counts
+        return table, numbers
+
     def report(self, progress: Reporter) -> None:
         """Tell what pruning has cost, if there was any."""
         if self.pruned:

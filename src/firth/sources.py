@@ -13,6 +13,7 @@ A line of a text ends a sentence (at ``\\n``, or ``\\r\\n``); so does the end of
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import glob
 import io
@@ -24,12 +25,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from firth.errors import SettingError, SourceError, did_you_mean
 from firth.files import storage_error
 from firth.records import Item, csv_items, jsonl_items, parquet_items, record_kind
-from firth.textfiles import CHUNK, Chunk, TextFile, check_errors, cut_chunks, file_chunks
+from firth.textfiles import CHUNK, Checked, Chunk, TextFile, check_errors, cut_chunks, file_chunks
 
 Path_ = str | os.PathLike[str]
 SourceLike = Path_ | Iterable[str] | Iterable[Iterable[str]] | Iterable[os.PathLike[str]]
@@ -194,6 +195,123 @@ class Source:
                 yield from _item_batches(items, tokenizer, errors, file.name)
             self._before[0] += file.place
             self._file = None
+
+
+class Part(NamedTuple):
+    """Bytes ``begin`` to ``end`` of a plain file, whole lines; or all of a file, with ``end`` ``None``."""
+
+    path: Path
+    begin: int = 0
+    end: int | None = None
+
+
+class PartSource(Source):
+    """Parts of files, in order; made by ``shared_out``."""
+
+    def __init__(self, name: str, parts: list[Part]) -> None:
+        super().__init__(name, [part.path for part in parts])
+        self.parts = parts
+        if self.size is not None:
+            lengths = [
+                _stat(part.path).st_size if part.end is None else part.end - part.begin for part in parts
+            ]
+            self.size = sum(lengths)
+
+    def batches(self, tokenizer: Tokenizer, errors: str = "strict", field: str = "text") -> Iterator[Batch]:
+        check_errors(errors)
+        for part in self.parts:
+            if part.end is None:
+                yield from self._file_batches(part.path, tokenizer, errors, field)
+                continue
+            with _open_part(part) as file:
+                lines = Checked(_Stretch(file, part), str(part.path), errors, part.begin)
+                yield from cut_chunks(lines, str(part.path), lines=tokenizer.lines)
+            self._before[0] += part.end - part.begin
+
+
+class _Stretch:
+    """The bytes of a part as a stream."""
+
+    def __init__(self, file: IO[bytes], part: Part) -> None:
+        self._file, self._part = file, part
+        self._left = (part.end or 0) - part.begin
+        file.seek(part.begin)
+
+    def read(self, size: int = -1, /) -> bytes:
+        try:
+            data = self._file.read(self._left if size < 0 else min(size, self._left))
+        except OSError as error:
+            raise storage_error(error, self._part.path, "read") from error
+        self._left -= len(data)
+        return data
+
+
+def _open_part(part: Part) -> IO[bytes]:
+    try:
+        return open(part.path, "rb")
+    except OSError as error:
+        raise storage_error(error, part.path, "read") from error
+
+
+def shared_out(source: Source, tokenizer: Tokenizer, count: int) -> list[PartSource]:
+    """A source cut into ``count`` of about equal size, that one after another are the same text.
+
+    Plain files whose lines are sentences are cut between two lines, others only between files.
+
+    Raises:
+        SourceError: standard input, or an iterable, which one process alone can read.
+    """
+    if source.files is None or source.size is None:
+        raise SourceError(
+            f"{source.name} cannot be read by several processes; write it to a file, or train in one process"
+        )
+    sizes = [_stat(path).st_size for path in source.files]
+    starts = [0, *itertools.accumulate(sizes)]
+    cuts = [(0, 0)]  # file and byte at which each part begins
+    for number in range(1, count):
+        target = starts[-1] * number // count
+        row = min(bisect.bisect_right(starts, target) - 1, len(sizes) - 1)
+        path, begin = source.files[row], target - starts[row]
+        if begin and _is_cut_at_lines(path, tokenizer):
+            begin = _next_line(path, begin)
+        elif begin:  # to the nearer end of the file
+            begin = 0 if 2 * begin < sizes[row] else sizes[row]
+        cuts.append(max(cuts[-1], (row + 1, 0) if begin >= sizes[row] else (row, begin)))
+    cuts.append((len(sizes), 0))
+    return [
+        PartSource(source.name, _between(source.files, sizes, *pair)) for pair in itertools.pairwise(cuts)
+    ]
+
+
+def _between(files: list[Path], sizes: list[int], begin: tuple[int, int], end: tuple[int, int]) -> list[Part]:
+    parts = []
+    for row in range(begin[0], min(end[0] + 1, len(files))):
+        first = begin[1] if row == begin[0] else 0
+        last = end[1] if row == end[0] else sizes[row]
+        if first == 0 and last == sizes[row]:
+            parts.append(Part(files[row]))
+        elif first < last:
+            parts.append(Part(files[row], first, last))
+    return parts
+
+
+def _is_cut_at_lines(path: Path, tokenizer: Tokenizer) -> bool:
+    """Whether it makes no difference where between its lines a file is cut."""
+    if not tokenizer.at_space or not tokenizer.lines or record_kind(path) is not None:
+        return False
+    with TextFile(path) as file:
+        return file.compression is None
+
+
+def _next_line(path: Path, begin: int) -> int:
+    """The first byte after the next line end from ``begin - 1`` on; the file's size if there is none."""
+    with _open_part(Part(path)) as file:
+        file.seek(begin - 1)
+        while block := file.read(CHUNK):
+            at = block.find(b"\n")
+            if at >= 0:
+                return file.tell() - len(block) + at + 1
+        return file.tell()
 
 
 def find_source(source: SourceLike) -> Source:

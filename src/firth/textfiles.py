@@ -264,14 +264,15 @@ def check_errors(errors: str) -> None:
 class Checked:
     """A stream of bytes made valid UTF-8: bad bytes raise, or become U+FFFD; a BOM is left out.
 
-    Offsets in errors count from the first byte of the decompressed text.
+    Offsets in errors count from the first byte of the decompressed text, in which the stream begins at
+    byte ``offset``.
     """
 
-    def __init__(self, stream: Bytes, name: str, errors: str) -> None:
+    def __init__(self, stream: Bytes, name: str, errors: str, offset: int = 0) -> None:
         check_errors(errors)
         self._stream, self._name, self._errors = stream, name, errors
         self._tail = b""
-        self._offset = 0
+        self._offset = offset
         self._ended = False
 
     def read(self, size: int = -1, /) -> bytes:

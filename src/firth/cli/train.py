@@ -225,6 +225,7 @@ def train(
                 cache=cache,
                 threads=threads,
                 progress=progress,
+                group=group,
             )
             check_fits(len(corpus.vocab), config.dim, keep_context=context)
             form.check(output, corpus.vocab.tokens)
