@@ -134,8 +134,7 @@ def test_cut_keeps_pieces_whole():
 
 
 def test_runs_are_shorter_in_short_texts():
-    assert run_tokens(10**9, 2, 2) == 2 * 65_536
-    assert run_tokens(10**9, 16, 2) == 16_384
+    assert run_tokens(10**9, 4, 2) == 2 * 65_536
     assert run_tokens(1_000_000, 4, 1) == 10_000
     assert run_tokens(1000, 4, 1) == 4096
 
@@ -161,7 +160,8 @@ def _swap(exchanges, rows, words):
     totals = [sum(one.collect(which, 0, rows) for one in exchanges) for which in (0, 1)]
     for one in exchanges:
         one.note(words, 0.025)
-        one.look(totals)
+        for which in (0, 1):
+            one.look(which, totals[1 - which])
         for which in (0, 1):
             one.apply(which, 0, rows, totals[which])
     for one in exchanges:
@@ -176,7 +176,7 @@ def test_rare_rows_are_summed_and_frequent_ones_averaged(order):
         inputs[:, :12] += torch.randn(50, 12, generator=chance)
         outputs[:, :12] += torch.randn(50, 12, generator=chance)
     moved = sum(inputs - start[0] for inputs, _ in pairs)
-    _swap(exchanges, 50, words=20_000)
+    _swap(exchanges, 50, words=200_000)
     for pair in pairs[1:]:
         assert torch.equal(pair[0], pairs[0][0]) and torch.equal(pair[1], pairs[0][1])
     first, last = (0, 49) if order is None else order[[0, 49]].tolist()

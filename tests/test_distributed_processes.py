@@ -105,3 +105,18 @@ def test_other_options_are_refused_once(text, tmp_path):
         assert said.startswith("firth: rank 1 does not do the same work as rank 0: ")
         assert "window is 3 there and 5 at rank 0" in said
     assert not (tmp_path / "out.txt").exists()
+
+
+def test_partitioned_from_the_command_line(text, tmp_path):
+    output = tmp_path / "out.safetensors"
+    given = arguments(text, output, "--epochs", 10, "--partitioned", "--context", "--json")
+    with start(2, given, tmp_path / "logs") as two:
+        assert two.codes() == [0, 0], two.said()
+        facts = [line for log in two.logs for line in log.read_text().splitlines() if line[:1] == "{"]
+    assert len(facts) == 1 and json.loads(facts[0])["vectors"] == 240
+    vectors = firth.Vectors.load(tmp_path / "out.safetensors.index.json")
+    assert cluster_score(in_order(vectors)).recovered and vectors.context is not None
+    assert not (tmp_path / "out.safetensors.run").exists()
+    with start(2, arguments(text, tmp_path / "out.txt", "--partitioned"), tmp_path / "txt") as two:
+        assert two.codes() == [2, 2]
+        assert len(two.said()) == 1 and "sharded safetensors" in two.said()[0]

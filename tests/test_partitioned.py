@@ -15,7 +15,8 @@ from firth.kernels.parts_cpu import skipgram_shared_part
 from firth.keys import Keys
 from firth.training import SkipGram
 from firth.training.draws import Sampler
-from firth.training.partitioned import part_bytes, stretch_tokens, train_partitioned
+from firth.training.memory import part_bytes, pick_partitioned, replica_bytes
+from firth.training.partitioned import stretch_tokens, train_partitioned
 from firth.training.sampling import initial_inputs
 from planted import cluster_score, clusters, learn
 from teams import Workers
@@ -159,7 +160,7 @@ def test_no_process_holds_a_table(three, tmp_path):
     rows, dim = 30_000, 256
     table = rows * dim * 4
     for mapped, peak in three.run(memory_of, tmp_path / "out.safetensors", rows, dim):
-        assert 0 < mapped <= part_bytes(rows, dim, 3) + 3 * (2 << 20)
+        assert 0 < mapped <= 3 * rows // 3 * dim * 4 + 3 * (2 << 20)
         assert mapped + peak < 2 * table  # with the words, and the pieces that are saved
     assert len(firth.Vectors.load(tmp_path / "out.safetensors.index.json")) == rows
 
@@ -221,6 +222,17 @@ def test_the_kernel_agrees_with_the_reference(size, rate, tolerance):
         assert np.abs(theirs - before).max() > 200 * tolerance
         assert np.abs(ours - theirs).max() < tolerance
     assert stats[1] == told[1] and stats[0] == pytest.approx(told[0], rel=1e-3 if size > 1 else 1e-6)
+
+
+def test_the_way_is_chosen_by_size():
+    whole, parts = replica_bytes(10_000_000, 300), part_bytes(10_000_000, 300, 4)
+    assert parts < 13e9 and whole > 45e9
+    assert not pick_partitioned(10_000_000, 300, 4, 1, limit=whole)
+    assert pick_partitioned(10_000_000, 300, 4, 1, limit=whole - 1)
+    with pytest.raises(SettingError, match="processes in all would fit"):
+        pick_partitioned(10_000_000, 300, 4, 1, limit=parts - 1)
+    with pytest.raises(SettingError, match="fewer on a machine"):
+        pick_partitioned(10_000_000, 300, 4, 4, limit=parts // 4)
 
 
 def test_stretches():

@@ -154,6 +154,14 @@ def train(
             "--resume", help="Go on from the last checkpoint, if there is one.", rich_help_panel=_RUN
         ),
     ] = False,
+    partitioned: Annotated[
+        bool,
+        typer.Option(
+            "--partitioned",
+            help="Under torchrun, split the tables over the processes; unasked where they would not fit.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -184,7 +192,8 @@ def train(
     from firth.training import train as train_vectors
     from firth.training.config import TrainConfig
     from firth.training.initial import Pretrained, pick_dim
-    from firth.training.memory import check_fits
+    from firth.training.memory import check_fits, pick_partitioned
+    from firth.training.partitioned import check_partitioned, train_partitioned
 
     with joined(device) as group:
         # All that can be wrong with the call is told before any text is read.
@@ -203,6 +212,8 @@ def train(
             raise SettingError(
                 f"--freeze {freeze} needs --init FILE, the vectors that are to stay as they are"
             )
+        if partitioned and group is None:
+            raise SettingError("--partitioned splits the tables over processes: start them by torchrun")
         given = {"window": window, "negatives": negatives, "sample": sample, "lr_last": lr_last}
         goal = _objective(objective, preset, given)
         pick_kernels(device, deterministic)
@@ -227,11 +238,39 @@ def train(
                 progress=progress,
                 group=group,
             )
-            check_fits(len(corpus.vocab), config.dim, keep_context=context)
+            rows = len(corpus.vocab)
+            if group is None:
+                check_fits(rows, config.dim, keep_context=context)
+            else:
+                own = partitioned or pick_partitioned(
+                    rows, config.dim, group.size, group.place.local_size, keep_context=context
+                )
+                partitioned = any(group.gather(own))
             form.check(output, corpus.vocab.tokens)
             if scores is not None:
                 scores.check(corpus.vocab.tokens)
             with run_kept(folder, own=run is None and leads):
+                if partitioned and group is not None:
+                    check_partitioned(output, form.name, scores is not None, start is not None)
+                    vectors = train_partitioned(
+                        corpus,
+                        output,
+                        goal,
+                        group=group,
+                        dim=config.dim,
+                        epochs=epochs,
+                        lr=lr,
+                        threads=threads,
+                        seed=seed,
+                        device="cpu" if device == "auto" else device,
+                        run=folder,
+                        resume=resume,
+                        keep_context=context,
+                        progress=progress,
+                    )
+                    if leads:
+                        _print_summary(corpus, vectors, vectors.source or output, as_json)
+                    return
                 vectors = train_vectors(
                     corpus,
                     goal,

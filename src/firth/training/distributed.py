@@ -37,19 +37,13 @@ SHORTEST = 4096
 EXCHANGES = 25
 """Exchanges an epoch at least, where runs are not yet the shortest."""
 
-IN_FLIGHT = 1 << 18
-"""Tokens that all ranks together train between two exchanges, at most: 16 ranks with 680,000 diverged."""
-
 ROUND = 8
 """Runs of each rank in a round, about."""
 
 
 def run_tokens(corpus_tokens: int, size: int, threads: int) -> int:
-    """How many tokens a rank trains between two exchanges: a block for each thread at most.
-
-    Less of a short text, and less where there are many ranks.
-    """
-    return max(SHORTEST, min(BLOCK * threads, IN_FLIGHT // size, corpus_tokens // (size * EXCHANGES)))
+    """How many tokens a rank trains between two exchanges: a block for each thread, less of a short text."""
+    return max(SHORTEST, min(BLOCK * threads, corpus_tokens // (size * EXCHANGES)))
 
 
 def cut(sentence_starts: npt.NDArray[np.int64], start: int, stop: int, parts: int) -> npt.NDArray[np.int64]:

@@ -81,6 +81,53 @@ def check_fits(
     )
 
 
+def replica_bytes(vocab_size: int, dim: int, *, keep_context: bool = False) -> int:
+    """What each process takes where several train and each holds the tables: also what they were before."""
+    own = estimate(vocab_size, dim, keep_context=keep_context)
+    return own.total + 2 * vocab_size * dim * 4
+
+
+def part_bytes(vocab_size: int, dim: int, size: int) -> int:
+    """What each process takes where the rows are split: a part of each table and room for one that comes."""
+    own = estimate(vocab_size, dim)
+    return own.vocab + own.base + 3 * _table_bytes(-(-vocab_size // size), dim)
+
+
+def pick_partitioned(
+    vocab_size: int,
+    dim: int,
+    size: int,
+    local_size: int,
+    *,
+    keep_context: bool = False,
+    limit: int | None = None,
+) -> bool:
+    """Whether ``size`` processes must split the rows: the tables fit this machine only in parts.
+
+    Args:
+        local_size: processes on this machine. limit: its bytes; what is available by default.
+
+    Raises:
+        SettingError: not even the parts fit; says what would.
+    """
+    limit = available_memory() if limit is None else limit
+    whole = local_size * replica_bytes(vocab_size, dim, keep_context=keep_context)
+    if limit is None or whole <= limit:
+        return False
+    parts = local_size * part_bytes(vocab_size, dim, size)
+    if parts <= limit:
+        return True
+    way = "fewer on a machine, or a smaller dim"
+    if local_size * part_bytes(vocab_size, dim, vocab_size) <= limit:
+        needed = _largest(lambda count: local_size * part_bytes(vocab_size, dim, count) > limit) + 1
+        way = f"{needed} processes in all would fit"
+    raise SettingError(
+        f"train(): {vocab_size:,} tokens at dim {dim} need {gigabytes(whole)} in {local_size} processes "
+        f"that hold the tables, {gigabytes(parts)} if each holds one of {size} parts, and "
+        f"{gigabytes(limit)} are available; {way}"
+    )
+
+
 def card_bytes(vocab_size: int, dim: int) -> int:
     """What training takes of a card's memory, apart from the text: two tables, what is drawn from, a run."""
     return 2 * _table_bytes(vocab_size, dim) + CARD_ROW_BYTES * vocab_size + CARD_BASE_BYTES

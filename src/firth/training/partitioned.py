@@ -40,7 +40,7 @@ from firth.training.config import TrainConfig
 from firth.training.distributed import EXCHANGES, SharedFolder, Team, cut
 from firth.training.loop import carry_out, check_corpus
 from firth.training.objectives import SkipGram
-from firth.training.sampling import ROW_FLOATS, initial_inputs, zeros
+from firth.training.sampling import initial_inputs, zeros
 from firth.training.trainer import Folder
 from firth.vectors import Vectors
 
@@ -54,11 +54,6 @@ SAVED = 1 << 20
 def stretch_tokens(corpus_tokens: int, rows: int, dim: int) -> int:
     """Tokens between two turns of the parts."""
     return max(1, min(max(rows * dim * 4 // BYTES_A_WORD, BLOCK), corpus_tokens // EXCHANGES))
-
-
-def part_bytes(rows: int, dim: int, size: int) -> int:
-    """What a rank holds of the tables: a part of each, and room for the part that comes."""
-    return 3 * -(-rows // size) * -(-dim // ROW_FLOATS) * ROW_FLOATS * 4
 
 
 class Partitions(Team):
@@ -303,6 +298,7 @@ def train_partitioned(
     resume: bool = False,
     keep_context: bool = False,
     progress: Reporter = SILENT,
+    device: str = "cpu",
 ) -> Vectors:
     """``firth.train`` for tables larger than the memory of one process; collective.
 
@@ -319,9 +315,9 @@ def train_partitioned(
         SettingError: what partitioned tables cannot do, see ``Partitions``. Others as for ``firth.train``.
     """
     check_corpus(corpus)
-    config = TrainConfig(dim=dim, epochs=epochs, lr=lr, threads=threads, seed=seed, device="cpu")
+    config = TrainConfig(dim=dim, epochs=epochs, lr=lr, threads=threads, seed=seed, device=device)
     objective = SkipGram() if objective is None else objective
-    trainer = Partitions(group, corpus, objective, config, kernels.pick("cpu"), None)
+    trainer = Partitions(group, corpus, objective, config, kernels.pick(device), None)
     moment = carry_out(trainer, run, resume, (), progress)
     return Vectors.load(trainer.save(Path(output), keep_context, moment))
 
@@ -334,3 +330,25 @@ def _read_only(array: Any) -> Any:
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
+
+
+def check_partitioned(output: Path, form: str, scored: bool, started: bool) -> None:
+    """Refuse what a call of the command line asks of partitioned tables and they cannot do.
+
+    Args:
+        output, form: the file, and the name of its format. scored: whether scores are asked after each epoch.
+        started: whether there are vectors to start from.
+
+    Raises:
+        SettingError: names the option.
+    """
+    if form != "safetensors":
+        raise SettingError(
+            f"partitioned tables are written as sharded safetensors: -o {output} would be {form}; name it "
+            ".safetensors"
+        )
+    for asked, option in ((scored, "--pairs"), (started, "--init")):
+        if asked:
+            raise SettingError(
+                f"{option} needs whole tables in one process; leave it out where they are split"
+            )
