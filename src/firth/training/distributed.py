@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,22 +28,30 @@ from firth.kernels.reference import STEPS
 from firth.processes import Processes
 from firth.training.checkpoint import State
 from firth.training.exchange import Exchange, meetings, rows_due
+from firth.training.sampling import zeros
 from firth.training.trainer import Folder, Trainer
 from firth.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHORTEST = 4096
 """Tokens of a run at least: shorter ones spend their time on exchanges."""
 
+IN_FLIGHT = 4 * BLOCK
+"""Tokens a thread of all ranks together that are trained between two exchanges, at most."""
+
 EXCHANGES = 25
-"""Exchanges an epoch at least, where runs are not yet the shortest."""
+"""Exchanges an epoch at least, where runs are not yet the shortest; six for each rank are enough for few."""
 
 ROUND = 8
 """Runs of each rank in a round, about."""
 
 
 def run_tokens(corpus_tokens: int, size: int, threads: int) -> int:
-    """How many tokens a rank trains between two exchanges: a block for each thread, less of a short text."""
-    return max(SHORTEST, min(BLOCK * threads, corpus_tokens // (size * EXCHANGES)))
+    """How many tokens a rank trains between two exchanges: fewer where there are more ranks or less text."""
+    exchanges = min(EXCHANGES, 6 * size)
+    return max(SHORTEST, min(IN_FLIGHT * threads // size, corpus_tokens // (size * exchanges)))
 
 
 def cut(sentence_starts: npt.NDArray[np.int64], start: int, stop: int, parts: int) -> npt.NDArray[np.int64]:
@@ -165,16 +173,21 @@ class Replicas(Team):
     """One of several processes that each hold the tables; see the top of this module."""
 
     def prepare(self) -> None:
-        import torch
-
         self._exchanges = 0
         self._trained = 0.0  # tokens a process, since the last exchange
         self._run_tokens = run_tokens(len(self.corpus), self.group.size, self._threads)
         counts, state = self.counts, self.state
         order = None if (np.diff(counts) <= 0).all() else np.argsort(-counts, kind="stable")
-        tables = torch.from_numpy(state.inputs), torch.from_numpy(state.outputs)
+        tables = torch_tables(state.inputs, state.outputs)
         met = meetings(counts, self.objective)
         self._exchange = Exchange(tables, self.config.dim, met, order, self.group.size)
+
+    def compile(self) -> None:
+        super().compile()
+        # What torch imports when a function of it is first used takes longer than many exchanges.
+        tables = torch_tables(zeros(2, 16), zeros(2, 16))
+        met = meetings(np.ones(2, np.int64), self.objective)
+        Exchange(tables, 16, met, None, self.group.size).exchange(self.group, 2, 0, 0.0)
 
     def run_round(self, epoch: int, pos: int) -> tuple[int, npt.NDArray[np.float64]]:
         corpus, size, stats = self.corpus, self.group.size, np.zeros(3)
@@ -221,6 +234,13 @@ class Replicas(Team):
             "ranks": self.group.size,
             "bytes_exchanged_per_word": round(self._exchange.sent / words, 1),
         }
+
+
+def torch_tables(inputs: npt.NDArray[np.float32], outputs: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """Both tables as tensors of the same memory."""
+    import torch
+
+    return torch.from_numpy(inputs), torch.from_numpy(outputs)
 
 
 _NEVER = threading.Event()

@@ -54,6 +54,9 @@ DIRECTIONS = 8
 LOOKED_AT = 4096
 """The first so many rows tell C."""
 
+LOOKS = 16
+"""So many exchanges at the beginning look at C, when it changes fast, and later every one of as many."""
+
 PIECE = 1 << 23
 """Numbers sent at a time."""
 
@@ -137,6 +140,7 @@ class Exchange:
         # in each and, on average, in any other.
         self._spaces = [torch.eye(dim, min(DIRECTIONS, dim), device=device) for _ in tables]
         self._lengths = [torch.zeros(min(DIRECTIONS, dim) + 1, device=device) for _ in tables]
+        self._number = 0  # of exchanges so far
         self.sent = 0.0
 
     def exchange(self, group: Processes, rows: int, words: float, rate: float) -> None:
@@ -149,8 +153,10 @@ class Exchange:
         step = max(1, PIECE // self._dim)
         head = min(step, rows)
         first = [group.sum(self.collect(which, 0, head)) for which in (0, 1)]
-        for which in (0, 1):
-            self.look(which, first[1 - which])
+        if self._number < LOOKS or self._number % LOOKS == 0:
+            for which in (0, 1):
+                self.look(which, first[1 - which])
+        self._number += 1
         for which in (0, 1):
             self.apply(which, 0, head, first[which])
             for begin in range(head, rows, step):
@@ -203,13 +209,14 @@ class Exchange:
         table[rows] = before[rows]
 
     def combined(self, which: int, begin: int, end: int, total: Tensor) -> Tensor:
-        """By how much rows ``begin`` to ``end`` move, (end - begin, dim); see the top of this module."""
+        """By how much rows ``begin`` to ``end`` move, (end - begin, dim), in the place of ``total``."""
         space = self._spaces[which]
         met = self._met[which][begin:end] * self._waited[begin:end]
         x = (CURVATURE * met[:, None] * self._lengths[which][None]).clamp(1e-6, 60.0)
         factors = (-min(self._size, SUMMED) * x).expm1() / (-x).expm1() / self._size
         rest = factors[:, -1:]
-        return total * rest + ((total @ space) * (factors[:, :-1] - rest)) @ space.T
+        along = (total @ space).mul_(factors[:, :-1] - rest)
+        return total.mul_(rest).addmm_(along, space.T)  # in place: these are the largest arrays
 
     def restart(self) -> None:
         """Take the tables, which are the same in all processes, for the last exchange's."""
