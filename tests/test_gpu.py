@@ -192,7 +192,7 @@ def test_so_many_programs_that_the_hottest_word_stays_stable(monkeypatch: pytest
     step = firth.SkipGram().step(0.025, 0.0, 0.0)
     text = (0.0131, 0.0189)  # of enwiki100M with sample 1e-3
     stable = card.programs(10**6, step, 0.025, text)
-    assert 128 <= stable < 256  # 400 were seen to be stable, 512 to explode
+    assert 100 <= stable <= 200  # 256 were seen to be stable, 320 not quite, 512 to explode
     assert card.programs(10**6, step, 0.05, text) == pytest.approx(stable / 2, abs=1)
     assert card.programs(10**6, step, 1e-6, text) == 132 * card.design.programs
     assert card.programs(7, step, 0.025, text) == 7

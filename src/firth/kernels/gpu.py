@@ -62,7 +62,7 @@ class Design(NamedTuple):
     held: bool = True  # rows stay in registers between the products; else they are read twice
     warps: int = 4  # of a program
     programs: int = 3  # side by side on a multiprocessor, at most: those that registers have room for
-    in_flight: float = 12.0  # see Card.programs
+    in_flight: float = 8.0  # see Card.programs
     most: int | None = None  # programs in all, whatever the card; 1 goes through the text as the reference
 
 

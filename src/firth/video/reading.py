@@ -21,7 +21,10 @@ N_PROBES = 2048  # coefficients that a pattern is recognised by, at most
 THRESHOLD = 5.0  # of the match, normal with variance 1: by chance in one frame of 50,000, 64 matches each
 SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
 EXPECTED = 1.5  # the same for the patterns that may come next, at the strength of the frame before
-REACH = 4  # frames without a match after which any pattern may come next
+REACH = 4  # frames after the last sure match up to which that is so
+MOST_MATCHES = (
+    3  # patterns read in one frame: its own, and those of frames that the encoder predicted it from
+)
 
 Floats = NDArray[np.float32]
 
@@ -73,8 +76,8 @@ class RobustReader:
         self._kinds: list[WholeWords | SpreadWords] = []
         self._shape: tuple[int, ...] = ()
         self._scales = any(form.scales for form in self._forms)
-        self._before: Match | None = None  # of the last frame that matched
-        self._since = 0  # frames without a match since then
+        self._before: Match | None = None  # the last one above the threshold
+        self._since = 0  # frames since then
         self._n_read = 0
         self._first: Floats | None = None
         self._size: geometry.Size | None = None
@@ -105,9 +108,10 @@ class RobustReader:
                 kind.miss()
             return []
         best = matches[0]
-        self._before, self._since = best, 0
+        self._before, self._since = (best, 0) if best.score > THRESHOLD else (self._before, self._since + 1)
         self.n_matched += 1
-        found = self._decoded(plane, coefs, layout, best)
+        surely = [one for one in matches[1:MOST_MATCHES] if one.score > THRESHOLD]
+        found = self._decoded(plane, coefs, layout, [best, *surely])
         if found and self.strength is None:
             self.strength = best.strength
         return found
@@ -143,31 +147,52 @@ class RobustReader:
             phases -= np.rint(phases)
             scores = pilots.match(phases, phases[:, : layout.n_pilots], probes.bits)
             least = np.full(N_PATTERNS, THRESHOLD)
-            before = self._before
-            if before is not None and before.strength == strength and self._since < REACH:
-                least[(before.pattern + np.arange(self._since + 2)) % N_PATTERNS] = EXPECTED
+            if self._before is not None and self._before.strength == strength and self._since < REACH:
+                least[self._expected(self._before.pattern)] = EXPECTED
             found += [
                 Match(float(scores[number]), strength, int(number))
                 for number in np.flatnonzero(scores > least)
             ]
         return sorted(found, key=lambda one: -one.score)
 
-    def _decoded(self, plane: Floats, coefs: Floats, layout: Layout, match: Match) -> list[Symbol]:
+    def _expected(self, before: int) -> list[int]:
+        """Patterns that may come next: the one in turn, and where frames may be alike its neighbours."""
+        in_turn = (before + self._since + 1) % N_PATTERNS
+        if any(isinstance(one, SpreadWords) and one.known for one in self._kinds):
+            return [in_turn]
+        return [before, (before + 1) % N_PATTERNS, in_turn]
+
+    def _decoded(
+        self, plane: Floats, coefs: Floats, layout: Layout, matches: Sequence[Match]
+    ) -> list[Symbol]:
+        """The symbols of a frame: of its best pattern, and of the others where codewords are spread."""
+        activity = self._profile.carrier.activity(plane)
+        found: list[Symbol] = []
+        for match in matches:
+            best = match is matches[0]
+            kinds = [one for one in self._kinds_for(plane.shape) if best or isinstance(one, SpreadWords)]
+            if not kinds or match.strength != matches[0].strength:
+                break
+            slots = self._slots(coefs, activity, layout, match, count=best)
+            for kind in kinds:
+                found += kind.add(match.pattern, slots)
+                if kind.known:
+                    self._kinds = [kind]
+                    break
+        return found
+
+    def _slots(self, coefs: Floats, activity: Floats, layout: Layout, match: Match, *, count: bool) -> Floats:
+        """log P(0) / P(1) of the coded bits that a pattern has in a frame; ``count`` its wrong pilots."""
         pattern = patterns(self._key, self._profile.name, layout)[match.pattern]
         phases = coefs / np.float32(self._profile.step_for(match.strength)) - pattern.dither
         phases -= np.rint(phases)
-        pilot_wrong = (np.abs(phases.reshape(-1)[pattern.pilot_pos]) > 0.25) != pattern.pilot_bits
-        self._wrong += int(pilot_wrong.sum())
-        self._asked += pilot_wrong.size
-        activity = self._profile.carrier.activity(plane)
+        if count:
+            wrong = (np.abs(phases.reshape(-1)[pattern.pilot_pos]) > 0.25) != pattern.pilot_bits
+            self._wrong += int(wrong.sum())
+            self._asked += wrong.size
         llr = pilots.log_likelihoods(phases, activity, pattern.pilot_pos, pattern.pilot_bits)
-        slots = llr.reshape(-1)[pattern.data_pos]
-        for kind in self._kinds_for(plane.shape):
-            found = kind.add(match.pattern, slots)
-            if kind.known:
-                self._kinds = [kind]
-                return found
-        return []
+        slots: Floats = llr.reshape(-1)[pattern.data_pos]
+        return slots
 
     def _kinds_for(self, shape: tuple[int, ...]) -> list[WholeWords | SpreadWords]:
         """The kinds of codewords that frames of a size may have; one of them, once a symbol was read."""

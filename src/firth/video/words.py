@@ -20,6 +20,8 @@ from firth.video.record import Symbol, unseal
 HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
 SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
 ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
+NO_NEWS = 2.0  # of two copies that differ more in what they say, the better one counts alone
+SURELY_OTHERS = 50.0  # bits that would be alike if they were the same: 7 standard deviations
 WORTH_IT = 1.07  # times what was known at the last attempt: then a spread word is tried again
 
 Floats = NDArray[np.float32]
@@ -173,11 +175,7 @@ class SpreadWords:
         began = number not in self._groups
         group = self._group(number, slots)
         part = self._at % SPREAD
-        if group.says[part]:
-            self._add_to(group, part, slots)
-        else:
-            group.llr[part] = slots
-        group.says[part] = pilots.information(group.llr[part])
+        self._add_to(group, part, slots)
         found = self._tried(group, final=part == SPREAD - 1)
         if began:  # whatever could still come to the sixteen before came
             for other in [one for one in self._groups if one < number]:
@@ -193,15 +191,21 @@ class SpreadWords:
         return self._groups[number]
 
     def _add_to(self, group: _Group, part: int, slots: Floats) -> None:
-        """A part that comes again: the same bits, or others where the film was cut and all begins anew."""
-        old, new = np.tanh(group.llr[part] / 2), np.tanh(slots / 2)
-        if float(old @ new) * 2 >= float((old * old) @ (new * new)):
-            group.llr[part] = ADDED * (group.llr[part] + slots)
-            return
-        group.llr[:] = 0
-        group.says[:] = 0
-        group.read, group.tried = {}, {}
-        group.llr[part] = slots
+        """A part may come again: the same bits, or others where the film was cut and all begins anew."""
+        before, says = group.llr[part], pilots.information(slots)
+        if group.says[part]:
+            old, new = np.tanh(before / 2), np.tanh(slots / 2)
+            alike, if_same = float(old @ new), float((old * old) @ (new * new))
+            same = 2 * alike > if_same
+            if not same and if_same > SURELY_OTHERS:
+                group.llr[:], group.says[:] = 0, 0
+                group.read, group.tried = {}, {}
+            elif same and 1 / NO_NEWS < says / group.says[part] < NO_NEWS:
+                slots = ADDED * (before + slots)
+                says = pilots.information(slots)
+            elif says < group.says[part]:  # a poor copy, or taken for this pattern by chance
+                return
+        group.llr[part], group.says[part] = slots, says
 
     def _tried(self, group: _Group, *, final: bool) -> list[Symbol]:
         says = float(group.says.mean())
