@@ -305,6 +305,43 @@ def test_draws_are_the_same_for_any_number_of_threads():
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("own_rows, own_tokens", [(1, 1), (7, 100), (60, 10**6)])
+def test_copies_of_frequent_rows_give_back_all_that_they_moved_by(own_rows, own_tokens):
+    # A thread that is alone cannot tell its copies from the rows.
+    objective = SkipGram(sample=1e-2)
+    ids, starts, counts = make_corpus()
+    inputs, outputs = make_tables(len(counts), 100)
+    exact = [table[:, :100].astype(np.float64) for table in (inputs, outputs)]
+    step = objective.step(0.025, 0.0, 0.025)
+    draws = Sampler(counts, objective, 1, cpu).epoch(0)
+    stats, told = np.zeros((2, 3))
+    reference.skipgram_shared(*exact, ids, starts, 0, len(ids), step, draws, told)
+    ids, starts = cpu._read_only(ids), cpu._read_only(starts)
+    cpu.skipgram_shared(inputs, outputs, ids, starts, 0, len(ids), step, draws, stats, own_rows, own_tokens)
+    check((inputs, outputs, stats), (*exact, told))
+
+
+def test_several_threads_copy_rows_where_that_is_sound():
+    ids = (100 ** np.random.default_rng(1).random(30_000)).astype(np.int32)
+    counts = np.sort(np.bincount(ids, minlength=100) + 1)[::-1]
+
+    def own(threads, rate=0.025, counts=counts, **fixed):
+        objective = SkipGram()
+        draws = Sampler(counts, objective, 1, cpu).epoch(0)
+        return cpu._own(ids, objective.step(rate, 0.0, rate)._replace(**fixed), draws, threads)
+
+    rows, tokens = own(2, 0.002)
+    assert rows == 25 and tokens >= PIECE
+    assert own(4, 0.002) == (25, tokens // 2) and own(2, 0.004) == (25, tokens // 2)
+    assert (
+        own(2, 1.0)
+        == own(2, fixed_inputs=1)
+        == own(2, fixed_outputs=1)
+        == own(2, counts=counts[::-1])
+        == (0, 0)
+    )
+
+
 def test_blocks_done_are_the_first_ones_when_stopped():
     objective = SkipGram(sample=1e-2)
     ids, _, counts = make_corpus(20_000)

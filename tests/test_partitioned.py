@@ -236,9 +236,10 @@ def test_the_way_is_chosen_by_size():
 
 
 def test_stretches():
-    assert stretch_tokens(10**9, 1_000_000, 100) == 1_000_000 * 400 // 64
-    assert stretch_tokens(10**6, 1_000_000, 100) == 40_000
-    assert stretch_tokens(10**9, 10, 10) == 65_536
+    assert stretch_tokens(10**9, 1_000_000, 100, 1) == 1_000_000 * 400 // 64
+    assert stretch_tokens(10**9, 1_000_000, 100, 4) == 4 * 1_000_000 * 400 // 64
+    assert stretch_tokens(10**6, 1_000_000, 100, 2) == 40_000
+    assert stretch_tokens(10**9, 10, 10, 2) == 65_536
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ How the shared skip-gram is made fast (figures: ``docs/kernels.md``):
   language, for every number of rows (``_dot_tile``, ``_add_tile``), because loops over scalars
   leave the choice of tiles to a compiler that does not find it.
 * While a row moves, a row of the next group is prefetched, line by line.
+* Several threads would take the lines of the most frequent rows from each other's caches all the time.
+  So each trains copies of these rows for some pieces of text and then gives back what changed.
 
 All functions that call each other stand in this one file, because Numba's disk cache does not
 notice changes in other files.
@@ -41,6 +43,11 @@ HAS_32_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f"))
 DOT_LANES = 16 if HAS_32_REGISTERS else 8  # floats in one register
 DOT_ROWS = 4 if HAS_32_REGISTERS else 3  # 4 x 4 sums of 32 registers, 3 x 4 of 16
 PARTS = 4  # stretches of a block that threads take one by one
+OWN_ROWS = 64  # most frequent rows of both tables that each of several threads copies
+# Learning rate x pairs x share of the most frequent word, that threads together may train on their copies
+# before they give them back. Stable were all cases tried up to 280, and not at 570 (docs/log.md).
+OWN_PULL = 100.0
+BESIDE = 2 if HAS_32_REGISTERS else 1  # vectors of columns that a tile of sums takes at a time
 ROWS = 6  # of a tile of sums: 6 x 16 floats fill the registers of AVX2
 # Not 'nnan' and 'ninf': a kernel must see that a table has left the finite numbers.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
@@ -146,25 +153,39 @@ def _add_tile(n_rows: int) -> Any:
             slope_rows = [slope]
             for _ in range(n_rows - 1):
                 slope_rows.append(builder.gep(slope_rows[-1], [by_row]))
-            sums = [cgutils.alloca_once(builder, _FLOATS) for _ in range(n_rows)]
             source = at.address(6, rows, _int(0))
             coming = [at.offset(10, soon, builder.add(first, builder.add(r, _int(i)))) for i in range(n_rows)]
             coming = [builder.inttoptr(one, ir.FloatType().as_pointer()) for one in coming]
-            with cgutils.for_range_slice(builder, _int(0), width, _int(LANES)) as (d, _):
-                for one in sums:
-                    builder.store(ir.Constant(_FLOATS, [0.0] * LANES), one)
-                for one in coming:
-                    at.prefetch(builder.gep(one, [d]))
-                column = builder.gep(source, [d])
-                with cgutils.for_range(builder, n_k) as loop:
-                    x = at.load(builder.gep(column, [at.offset(7, rows_at, loop.index)]), _FLOATS)
-                    place = builder.mul(loop.index, by_k)
-                    for one, base in zip(sums, slope_rows, strict=True):
-                        weight = at.splat(builder.load(builder.gep(base, [place])), LANES)
-                        builder.store(at.fma(weight, x, builder.load(one)), one)
-                for one, top in zip(sums, tops, strict=True):  # in turn: a row may be named twice
-                    to = builder.gep(top, [d])
-                    at.store(builder.fadd(at.load(to, _FLOATS), builder.load(one)), to)
+            sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(BESIDE)] for _ in range(n_rows)]
+
+            def columns(begin: Any, end: Any, beside: int) -> None:
+                """Columns ``begin`` to ``end``, ``beside`` vectors of them at a time."""
+                shifts = [_int(LANES * v) for v in range(beside)]
+                with cgutils.for_range_slice(builder, begin, end, _int(LANES * beside)) as (d, _):
+                    for one in (one for row in sums for one in row[:beside]):
+                        builder.store(ir.Constant(_FLOATS, [0.0] * LANES), one)
+                    places = [builder.add(d, shift) for shift in shifts]
+                    for one in coming:
+                        for place in places:
+                            at.prefetch(builder.gep(one, [place]))
+                    column = builder.gep(source, [d])
+                    with cgutils.for_range(builder, n_k) as loop:
+                        top = builder.gep(column, [at.offset(7, rows_at, loop.index)])
+                        xs = [at.load(builder.gep(top, [shift]), _FLOATS) for shift in shifts]
+                        place = builder.mul(loop.index, by_k)
+                        for row, base in zip(sums, slope_rows, strict=True):
+                            weight = at.splat(builder.load(builder.gep(base, [place])), LANES)
+                            for one, x in zip(row, xs, strict=False):
+                                builder.store(at.fma(weight, x, builder.load(one)), one)
+                    for row, top in zip(sums, tops, strict=True):  # in turn: a row may be named twice
+                        for one, place in zip(row, places, strict=False):
+                            to = builder.gep(top, [place])
+                            at.store(builder.fadd(at.load(to, _FLOATS), builder.load(one)), to)
+
+            whole = builder.sub(width, builder.srem(width, _int(LANES * BESIDE)))
+            columns(_int(0), whole, BESIDE)
+            if BESIDE > 1:
+                columns(whole, width, 1)
             return context.get_dummy_value()
 
         integer = types.int64
@@ -254,12 +275,12 @@ class _Places:
         self._builder.store(value, self._builder.bitcast(address, value.type.as_pointer())).align = 4
 
     def prefetch(self, address: Any) -> None:
-        """Ask for a cache line, into the second level: the tiles of a group fill the first."""
+        """Ask for a cache line, to be written: another core's cache may have it."""
         pointer = ir.IntType(8).as_pointer()
         function_type = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(self._builder.module, function_type, "llvm.prefetch.p0")
-        read, level_2, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))
-        self._builder.call(function, [self._builder.bitcast(address, pointer), read, level_2, data])
+        write, level_2, data = (ir.Constant(_INT32, value) for value in (1, 2, 1))
+        self._builder.call(function, [self._builder.bitcast(address, pointer), write, level_2, data])
 
     def splat(self, x: Any, lanes: int) -> Any:
         undefined = ir.Constant(ir.VectorType(ir.FloatType(), lanes), ir.Undefined)
@@ -446,6 +467,30 @@ def _open_targets(slopes: Any, target_at: Any, n_targets: int, span: int, lanes:
     return n
 
 
+@nb.njit(**_FAST)
+def _copies(table: Any, n: int) -> Any:
+    """Two copies of the first ``n`` numbers of a flat table, and the offset that leads to the first copy."""
+    copy = _floats(n)
+    copy[:] = table[:n]
+    return copy, copy.copy(), (np.int64(copy.ctypes.data) - np.int64(table.ctypes.data)) // 4
+
+
+@nb.njit(**_FAST)
+def _place(row_id: Any, width: int, own_rows: int, shift: int) -> Any:
+    """The offset of a row, or of its copy."""
+    return np.int64(row_id) * width + (shift if row_id < own_rows else np.int64(0))
+
+
+@nb.njit(**_FAST)
+def _give_back(table: Any, own: Any, before: Any) -> None:
+    """Add to the first numbers of a flat table what their copies moved by; copies are as these again."""
+    for k in range(len(own)):
+        now = table[k] + (own[k] - before[k])
+        table[k] = now
+        own[k] = now
+        before[k] = now
+
+
 @nb.njit(cache=True, **_FAST)
 def skipgram_shared(
     inputs: Any,
@@ -457,13 +502,22 @@ def skipgram_shared(
     step: Step,
     draws: Draws,
     stats: Any,
+    own_rows: int,
+    own_tokens: int,
 ) -> None:
-    """Skip-gram with shared negatives over ``ids[start_pos:stop_pos]``; see the reference."""
+    """Skip-gram with shared negatives over ``ids[start_pos:stop_pos]``; see the reference.
+
+    Args:
+        own_rows: so many first rows of both tables are copied, and the copies move. own_tokens: after so many
+            tokens, and in the end, what they moved by is added to the rows.
+    """
     width = inputs.shape[1]
     inputs = inputs.reshape(-1)
     outputs = outputs.reshape(-1)
     inputs_at = np.int64(inputs.ctypes.data)
     outputs_at = np.int64(outputs.ctypes.data)
+    own_inputs, inputs_before, inputs_shift = _copies(inputs, own_rows * width)
+    own_outputs, outputs_before, outputs_shift = _copies(outputs, own_rows * width)
     window = step.window
     share = step.share
     pool = step.pool
@@ -486,7 +540,6 @@ def skipgram_shared(
     # Where rows begin in the flat tables; entries beyond those in use stay valid.
     context_at = np.zeros(most, np.int64)
     soon = np.zeros(2 * (most + lanes), np.int64)  # addresses of rows
-    row_bytes = width * 4
     target_at = np.zeros(lanes + ROWS, np.int64)
     kept_at = np.arange(most) * width
 
@@ -500,7 +553,12 @@ def skipgram_shared(
     n_pairs = 0
     sentence: Any = np.searchsorted(sentence_starts, start_pos, side="right") - 1
     piece_pos = np.int64(start_pos)
+    given_pos = piece_pos
     while piece_pos < stop_pos:
+        if own_rows > 0 and piece_pos - given_pos >= own_tokens:
+            _give_back(inputs, own_inputs, inputs_before)
+            _give_back(outputs, own_outputs, outputs_before)
+            given_pos = piece_pos
         while sentence_starts[sentence + 1] <= piece_pos:
             sentence += 1
         piece_end = min(piece_pos + PIECE, sentence_starts[sentence + 1], stop_pos)
@@ -540,14 +598,14 @@ def skipgram_shared(
             span = min(above, n_kept) - low
             n_targets = pool + last - first
             for c in range(span):
-                context_at[c] = np.int64(kept_id[low + c]) * width
+                context_at[c] = _place(kept_id[low + c], width, own_rows, inputs_shift)
             for n in range(pool):
                 target_id[n] = negative_id[n_drawn + n]
             n_drawn += pool
             for i in range(first, last):
                 target_id[pool + i - first] = kept_id[i]
             for t in range(n_targets):
-                target_at[t] = np.int64(target_id[t]) * width
+                target_at[t] = _place(target_id[t], width, own_rows, outputs_shift)
 
             # Each context meets a negative once a window, unless the negative is the centre.
             for c in range(span + 1):
@@ -597,13 +655,13 @@ def skipgram_shared(
             # What the next group needs besides: its negatives, the contexts it adds, its centres.
             n_soon = 0
             for n in range(n_drawn, n_drawn + pool):
-                soon[n_soon] = outputs_at + np.int64(negative_id[n]) * row_bytes
+                soon[n_soon] = outputs_at + 4 * _place(negative_id[n], width, own_rows, outputs_shift)
                 n_soon += 1
             for k in range(min(last + window, n_kept), min(last + share + window, n_kept)):
-                soon[n_soon] = inputs_at + np.int64(kept_id[k]) * row_bytes
+                soon[n_soon] = inputs_at + 4 * _place(kept_id[k], width, own_rows, inputs_shift)
                 n_soon += 1
             for k in range(last, min(last + share, n_kept)):
-                soon[n_soon] = outputs_at + np.int64(kept_id[k]) * row_bytes
+                soon[n_soon] = outputs_at + 4 * _place(kept_id[k], width, own_rows, outputs_shift)
                 n_soon += 1
             for n in range(n_soon, span + n_targets):
                 soon[n] = inputs_at
@@ -622,6 +680,8 @@ def skipgram_shared(
                 outputs, target_at, n_moved, slopes, 1, lanes, contexts, kept_at, span, width, soon, span
             )
         piece_pos = piece_end
+    _give_back(inputs, own_inputs, inputs_before)
+    _give_back(outputs, own_outputs, outputs_before)
     stats[0] += loss_sum
     stats[1] += n_pairs
     stats[2] += score_sum
@@ -786,7 +846,8 @@ def run(
     """One run of blocks with all threads; see ``reference.run``.
 
     Threads take the next block that nobody has taken and update the same tables without locks
-    (Recht et al. 2011, "Hogwild!", arXiv 1106.5730). The kernels hold no GIL.
+    (Recht et al. 2011, "Hogwild!", arXiv 1106.5730). The kernels hold no GIL. The most frequent rows, which
+    all of them move all the time, are each thread's own for a while, and what it moved them by is added.
     """
     function = KERNELS[kernel]
     # One compiled variant for corpora on disk, which are read-only, and in memory.
@@ -809,15 +870,35 @@ def run(
                         return
                     n_done += 1
                 n_taken += 1
-            function(inputs, outputs, ids, sentence_starts, start, stop, step, draws, stats[part])
+            function(inputs, outputs, ids, sentence_starts, start, stop, step, draws, stats[part], *own)
 
     workers = min(threads, len(parts))
+    own: tuple[int, ...] = ()
+    if kernel == "skipgram_shared":
+        own = (0, 0) if workers == 1 else _own(ids[parts[0][0] :], step, draws, workers)
     if workers == 1:
         work(0)
     else:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, range(workers)))
     return stats.sum(axis=0), n_done
+
+
+def _own(ids: Any, step: Step, draws: Draws, threads: int) -> tuple[int, int]:
+    """How many rows each of several threads copies, and for how many tokens; see OWN_PULL.
+
+    None where some rows are fixed, where frequent words are not first, or where copying would cost more than
+    it saves, since only a few tokens are allowed.
+    """
+    n = min(OWN_ROWS, len(draws.keep) // 4)
+    if step.fixed_inputs or step.fixed_outputs or (np.diff(draws.keep[:n].astype(np.int64)) < 0).any():
+        return 0, 0
+    found, counts = np.unique(ids[:65_536], return_counts=True)
+    kept = counts * ((draws.keep[found] + 1.0) / 2.0**32)
+    contexts = step.window + 1 if step.shrink else 2 * step.window
+    pull = step.rate_first * contexts * (1.0 + step.pool * step.weight) * kept.max() / counts.sum()
+    tokens = int(OWN_PULL / (threads * max(pull, 1e-9)))
+    return (n, tokens) if tokens >= PIECE else (0, 0)
 
 
 def _parts(block_starts: Any, sentence_starts: Any) -> list[tuple[int, int, bool]]:

@@ -8,7 +8,8 @@ episodes every pair was trained once and the parts are at home. No two ranks eve
 is nothing to average; the draws are those of one process, only the order within a stretch differs.
 
 Why rows and not columns, with V rows of D numbers and a stretch of S tokens: a rank sends V D 4 bytes a
-stretch, V D 4 / S a word, which a longer stretch makes as small as one likes (``BYTES_A_WORD``). Had each
+stretch, V D 4 P / S for each of the S / P words that are its share, which a longer stretch makes as small as
+one likes (``BYTES_A_WORD``). Had each
 rank D / P columns of all rows, every score would be a sum over ranks: 35 scores a kept word, some 280 bytes
 in a ring whatever D and P, and a group of five words could not begin before the sums of the one before had
 come, one latency of the network for each. Reckoned in ``docs/scale.md``.
@@ -45,15 +46,16 @@ from firth.training.trainer import Folder
 from firth.vectors import Vectors
 
 BYTES_A_WORD = 64
-"""What a rank sends a word at most, where the text is long enough for such stretches."""
+"""What a rank sends for each word of its share at most, where the text is long enough for such stretches."""
 
 SAVED = 1 << 20
 """Numbers that come together at a time where tables are written."""
 
 
-def stretch_tokens(corpus_tokens: int, rows: int, dim: int) -> int:
-    """Tokens between two turns of the parts."""
-    return max(1, min(max(rows * dim * 4 // BYTES_A_WORD, BLOCK), corpus_tokens // EXCHANGES))
+def stretch_tokens(corpus_tokens: int, rows: int, dim: int, size: int) -> int:
+    """Tokens between two turns of the parts among ``size`` ranks."""
+    wanted = max(rows * dim * 4 * size // BYTES_A_WORD, BLOCK)
+    return max(1, min(wanted, corpus_tokens // EXCHANGES))
 
 
 class Partitions(Team):
@@ -90,7 +92,9 @@ class Partitions(Team):
                 "train(): partitioned tables train on the CPU only in this version; use --device cpu "
                 "(device='cpu')"
             )
-        self._stretch = stretch_tokens(len(self.corpus), len(self.corpus.vocab), self.config.dim)
+        self._stretch = stretch_tokens(
+            len(self.corpus), len(self.corpus.vocab), self.config.dim, self.group.size
+        )
         self._sent = 0
 
     def compile(self) -> None:
@@ -157,7 +161,7 @@ class Partitions(Team):
         return PartsFolder(self, path, own)
 
     def facts(self) -> dict[str, Any]:
-        words = max(1, self.state.place - (self._began_place or 0))
+        words = max(1, self.state.place - (self._began_place or 0)) / self.group.size
         return {
             "ranks": self.group.size,
             "partitioned": True,
