@@ -87,7 +87,7 @@ def test_quality_and_draws_are_those_of_one_process(size, single, two, four):
     assert together == pairs  # every draw of what is kept and of how far windows reach
     expected, found = cluster_score(vectors), cluster_score(type(vectors)(vectors.index_to_key, inputs))
     assert found.recovered and abs(found.precision - expected.precision) <= 0.01
-    assert metadata["loss"][-1] == pytest.approx(vectors.metadata["loss"][-1], rel=0.05)
+    assert metadata["loss"][-1] == pytest.approx(vectors.metadata["loss"][-1], rel=0.1)
     assert metadata["ranks"] == size and metadata["bytes_exchanged_per_word"] > 0
 
 
@@ -134,9 +134,10 @@ def test_cut_keeps_pieces_whole():
 
 
 def test_runs_are_shorter_in_short_texts():
-    assert run_tokens(10**9, 4, 2) == 2 * 65_536
+    assert run_tokens(10**9, 2, 1) == 4 * 65_536
+    assert run_tokens(10**9, 4, 2) == 65_536
     assert run_tokens(1_200_000, 2, 1) == 50_000
-    assert run_tokens(1_000_000, 8, 1) == 5000
+    assert run_tokens(1_000_000, 8, 1) == 4096
     assert run_tokens(1000, 4, 1) == 4096
 
 
@@ -184,6 +185,24 @@ def test_rare_rows_are_summed_and_frequent_ones_averaged(order):
     found = pairs[0][0] - start[0]
     assert torch.allclose(found[first], moved[first] / 4, rtol=0.02, atol=1e-3)  # many meetings: the mean
     assert torch.allclose(found[last], moved[last], rtol=0.1, atol=0.05)  # few: the sum
+
+
+def test_a_frequent_row_that_would_grow_beyond_bounds_becomes_the_mean():
+    # All move the same way; the direction is not among those that C is long in, so the sum is not damped.
+    start, pairs, exchanges = _exchanges()
+    for one in exchanges:
+        one.look = lambda *_: None
+        for which in (0, 1):
+            one._lengths[which][:] = 0
+            one._lengths[which][0] = 100.0  # along the first direction only
+    step = torch.zeros(50, 16)
+    step[:, 11] = 3.0 * torch.sign(start[0][:, 11])
+    for inputs, _ in pairs:
+        inputs.add_(step)
+    _swap(exchanges, 50, words=200_000)
+    found = pairs[0][0] - start[0]
+    assert torch.allclose(found[0], step[0], atol=1e-4)  # frequent: the mean
+    assert torch.allclose(found[49], 4 * step[49], rtol=0.01)  # rare: the sum
 
 
 def test_rows_that_are_not_due_stay_apart():

@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHORTEST = 4096
-"""Tokens of a run at least: shorter ones spend their time on exchanges."""
+"""Tokens of a run at least, for each thread: shorter ones spend their time on exchanges."""
 
-IN_FLIGHT = 4 * BLOCK
-"""Tokens a thread of all ranks together that are trained between two exchanges, at most."""
+IN_FLIGHT = 32 * BLOCK
+"""Tokens a thread of a rank between two exchanges at most, times the cube of ranks: 262,144 for 2, 32,768
+for 4. Longer runs cost analogies: 2 ranks lose .015 of .387 with twice as many (``docs/scale.md``)."""
 
 EXCHANGES = 25
 """Exchanges an epoch at least, where runs are not yet the shortest; six for each rank are enough for few."""
@@ -51,7 +52,8 @@ ROUND = 8
 def run_tokens(corpus_tokens: int, size: int, threads: int) -> int:
     """How many tokens a rank trains between two exchanges: fewer where there are more ranks or less text."""
     exchanges = min(EXCHANGES, 6 * size)
-    return max(SHORTEST, min(IN_FLIGHT * threads // size, corpus_tokens // (size * exchanges)))
+    most = IN_FLIGHT * threads // size**3
+    return max(SHORTEST * threads, min(most, corpus_tokens // (size * exchanges)))
 
 
 def cut(sentence_starts: npt.NDArray[np.int64], start: int, stop: int, parts: int) -> npt.NDArray[np.int64]:

@@ -16,8 +16,9 @@ moment C of these. One run moves it by d = (1 - exp(-X)) distance; w of them, on
     (1 - exp(-w X)) / (1 - exp(-X))  d,
 
 which is the sum where X is small and the mean where it is large. C is dominated by a few directions, which
-all rows share, so the factor is taken along each of these, and once for all others. Figures of all three are
-in ``docs/scale.md``.
+all rows share, so the factor is taken along each of these, and once for all others. A row that comes to rest
+within a run and would all the same grow by half beyond the mean of the ranks becomes the mean: rows that
+overshoot together along a shared direction would grow without bounds. Figures are in ``docs/scale.md``.
 
 Rows are exchanged by their frequency: the first ``HOT`` each time, twice as many every second time, four
 times as many every fourth, so that each row has been met about as often when its turn comes. Hot rows first
@@ -42,11 +43,17 @@ if TYPE_CHECKING:
 HOT = 1024
 """Rows of every exchange."""
 
-CURVATURE = 0.05
-"""Second derivative of ln(1 + e^x), on average over scores; of .03 to .25 the value with the best quality."""
+CURVATURE = 0.1
+"""Second derivative of ln(1 + e^x), on average over scores; of .02 to .25 the value with the best quality."""
 
-SUMMED = 8
-"""More ranks than this are averaged: the sum over 16, damped as it is, diverged on 17 million words."""
+GROWTH = 1.5
+"""A row that the combination makes longer than so many times the mean of all ranks becomes that mean ..."""
+
+NEAR = 1.0
+"""... where a run multiplies its distance from the optimum by exp(-this) or less: others cannot overshoot."""
+
+SUMMED = 32
+"""More ranks than this are averaged in part: the sum over 64, so damped, diverged on 2 million words."""
 
 DIRECTIONS = 8
 """So many directions of C are damped by their own factor."""
@@ -216,7 +223,13 @@ class Exchange:
         factors = (-min(self._size, SUMMED) * x).expm1() / (-x).expm1() / self._size
         rest = factors[:, -1:]
         along = (total @ space).mul_(factors[:, :-1] - rest)
-        return total.mul_(rest).addmm_(along, space.T)  # in place: these are the largest arrays
+        fast = int((x[:, 0] > NEAR).sum())  # of rows by frequency, the first ones, about
+        mean = total[:fast] / self._size
+        moved = total.mul_(rest).addmm_(along, space.T)  # in place: these are the largest arrays
+        before = self._before[which][self._places(begin, begin + fast)]
+        far = (before + moved[:fast]).norm(dim=1) > GROWTH * (before + mean).norm(dim=1)
+        moved[:fast][far] = mean[far]
+        return moved
 
     def restart(self) -> None:
         """Take the tables, which are the same in all processes, for the last exchange's."""
