@@ -25,7 +25,6 @@ import numpy as np
 import common
 from firth import SkipGram
 from firth.kernels import cpu
-from firth.kernels.parts_cpu import skipgram_shared_part
 from firth.training.distributed import run_tokens
 from firth.training.draws import Sampler
 from firth.training.exchange import bytes_sent, rows_due
@@ -114,9 +113,9 @@ def measured_parts(settings: argparse.Namespace) -> list[dict[str, Any]]:
         stretch, took = TOKENS // 6, []
         for begin in range(0, TOKENS, stretch):  # a bucket of each stretch
             part = begin // stretch % ranks
-            given = text.step, text.draws, ranks, 0, part, np.zeros(3)
+            given = text.step, text.draws, np.zeros(3), 0, 0, ranks, 0, part
             began = time.thread_time()
-            skipgram_shared_part(inputs, outputs, text.ids, text.starts, begin, begin + stretch, *given)
+            cpu.skipgram_shared(inputs, outputs, text.ids, text.starts, begin, begin + stretch, *given)
             took.append(time.thread_time() - began)
         together = stretch / (float(np.median(took[1:])) * ranks)
         rows.append(
@@ -131,9 +130,9 @@ class _Text:
     def __init__(self, types: int) -> None:
         objective = SkipGram()
         drawn = types ** np.random.default_rng(1).random(TOKENS)
-        self.ids = np.minimum(drawn - 1, types - 1).astype(np.int32)
+        self.ids = cpu._read_only(np.minimum(drawn - 1, types - 1).astype(np.int32))
         counts = np.maximum(1, 1e10 / np.log(types) / np.arange(1, types + 1)).astype(np.int64)
-        self.starts = np.append(np.arange(0, TOKENS, 1000), TOKENS)
+        self.starts = cpu._read_only(np.append(np.arange(0, TOKENS, 1000), TOKENS))
         self.draws = Sampler(counts, objective, 1, cpu).epoch(0)
         self.step = objective.step(0.025, 0.0, 0.025)
 

@@ -112,7 +112,8 @@ def test_scores_are_all_dot_products_and_keep_the_rows(width, lanes):
     for n_rows in range(1, 15):  # every size of tile
         out = np.full((n_rows + 1) * lanes, np.nan, np.float32)
         kept = np.full((n_rows + 1) * width, np.nan, np.float32)
-        cpu._scores(out, rows.reshape(-1), rows_at, n_rows, table.reshape(-1), table_at, lanes, width, kept)
+        flat = table.reshape(-1)
+        cpu._scores(out, rows.reshape(-1), rows_at, n_rows, flat, table_at, lanes, lanes, width, kept)
         got = out[: n_rows * lanes].reshape(n_rows, lanes)
         np.testing.assert_allclose(got, exact[:n_rows, :lanes], atol=1e-4)
         assert np.array_equal(kept[: n_rows * width].reshape(n_rows, width), rows[rows_at[:n_rows] // width])
@@ -317,7 +318,9 @@ def test_copies_of_frequent_rows_give_back_all_that_they_moved_by(own_rows, own_
     stats, told = np.zeros((2, 3))
     reference.skipgram_shared(*exact, ids, starts, 0, len(ids), step, draws, told)
     ids, starts = cpu._read_only(ids), cpu._read_only(starts)
-    cpu.skipgram_shared(inputs, outputs, ids, starts, 0, len(ids), step, draws, stats, own_rows, own_tokens)
+    cpu.skipgram_shared(
+        inputs, outputs, ids, starts, 0, len(ids), step, draws, stats, own_rows, own_tokens, 1, 0, 0
+    )
     check((inputs, outputs, stats), (*exact, told))
 
 

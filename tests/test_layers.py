@@ -60,7 +60,6 @@ FLOORS |= {
     "firth.kernels.threads": 0,  # the same
     "firth.kernels.bags_reference": 0,
     "firth.kernels.bags_cpu": 0,
-    "firth.kernels.parts_cpu": 0,  # of training.partitioned
     "firth.ngrams": 0,  # of subwords
     "firth.suggest": 0,
 }

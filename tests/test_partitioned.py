@@ -11,7 +11,7 @@ from firth.errors import FormatError, SettingError, StorageError
 from firth.formats import adjoining, safetensors_shards
 from firth.formats.adjoining import PAGE, Stretch, adjoined
 from firth.kernels import cpu, reference
-from firth.kernels.parts_cpu import skipgram_shared_part
+from firth.kernels.cpu import skipgram_shared
 from firth.keys import Keys
 from firth.training import SkipGram
 from firth.training.draws import Sampler
@@ -185,19 +185,21 @@ def _in_parts(tables, size, corpus, step, draws):
     stats = np.zeros(3)
     for input_part in range(size):
         for output_part in range(size):
-            skipgram_shared_part(
+            skipgram_shared(
                 parts[0][input_part],
                 parts[1][output_part],
-                corpus.ids,
-                corpus.sentence_starts,
+                cpu._read_only(corpus.ids),
+                cpu._read_only(corpus.sentence_starts),
                 0,
                 len(corpus),
                 step,
                 draws,
+                stats,
+                0,
+                0,
                 size,
                 input_part,
                 output_part,
-                stats,
             )
     whole = [table.copy() for table in tables]
     for table, pieces in zip(whole, parts, strict=True):

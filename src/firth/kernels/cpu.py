@@ -377,11 +377,13 @@ def _scores(
     n_rows: int,
     table: Any,
     table_at: Any,
+    n_targets: int,
     lanes: int,
     width: int,
     kept: Any,
 ) -> None:
-    """``out[r * lanes + t] = rows[r] . table[t]`` for ``lanes`` targets, and ``kept[r] = rows[r]``.
+    """``out[r * lanes + t] = rows[r] . table[t]`` for ``n_targets`` targets or up to DOTS - 1 more, and
+    ``kept[r] = rows[r]``.
 
     Rows begin at the offsets ``rows_at[r]`` and ``table_at[t]`` of the flat arrays, in ``kept`` at
     ``r * width``.
@@ -391,19 +393,19 @@ def _scores(
         n = (n_rows - r + tiles - 1) // tiles
         if n == 4:
             _keep_tile_4(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
-            for t in range(DOTS, lanes, DOTS):
+            for t in range(DOTS, n_targets, DOTS):
                 _dot_tile_4(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
         elif n == 3:
             _keep_tile_3(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
-            for t in range(DOTS, lanes, DOTS):
+            for t in range(DOTS, n_targets, DOTS):
                 _dot_tile_3(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
         elif n == 2:
             _keep_tile_2(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
-            for t in range(DOTS, lanes, DOTS):
+            for t in range(DOTS, n_targets, DOTS):
                 _dot_tile_2(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
         else:
             _keep_tile_1(out, rows, rows_at, r, table, table_at, 0, lanes, width, kept)
-            for t in range(DOTS, lanes, DOTS):
+            for t in range(DOTS, n_targets, DOTS):
                 _dot_tile_1(out, rows, rows_at, r, table, table_at, t, lanes, width, kept)
         r += n
 
@@ -491,6 +493,103 @@ def _give_back(table: Any, own: Any, before: Any) -> None:
         before[k] = now
 
 
+@nb.njit(**_FAST)
+def _is_of(row_id: Any, size: int, part: int) -> Any:
+    return np.uint32(row_id) % np.uint32(size) == np.uint32(part)
+
+
+@nb.njit(**_FAST)
+def _row_of(row_id: Any, size: int) -> Any:
+    """Where a row stands in its part."""
+    return np.int64(np.uint32(row_id) // np.uint32(size))
+
+
+@nb.njit(**_FAST)
+def _any_of(ids: Any, begin: int, end: int, size: int, part: int) -> Any:
+    """Whether a row of ``ids[begin:end]`` is of a part."""
+    found = False
+    for k in range(begin, end):
+        found |= _is_of(ids[k], size, part)
+    return found
+
+
+@nb.njit(**_FAST)
+def _soon_of(
+    soon: Any, n: int, ids: Any, begin: int, end: int, base: int, width: int, size: int, part: int
+) -> Any:
+    """Put addresses of the rows of ``ids[begin:end]`` that are of a part behind the ``n`` that are there."""
+    for k in range(begin, end):
+        if _is_of(ids[k], size, part):
+            soon[n] = base + 4 * _row_of(ids[k], size) * width
+            n += 1
+    return n
+
+
+@nb.njit(**_FAST)
+def _pairs_of(weights: Any, span: int, lanes: int, begin: int, end: int) -> Any:
+    """How many of the targets ``begin`` to ``end`` are centres of a context."""
+    n: Any = 0
+    for c in range(span):
+        for t in range(begin, end):
+            n += np.int64(weights[c * lanes + t] < np.float32(0.0))
+    return n
+
+
+@nb.njit(**_FAST)
+def _contexts_of(
+    weights: Any,
+    context_at: Any,
+    kept_id: Any,
+    low: int,
+    span: int,
+    lanes: int,
+    width: int,
+    size: int,
+    part: int,
+) -> Any:
+    """Move the contexts of a part and their weights together; how many they are."""
+    n = 0
+    for c in range(span):
+        if _is_of(kept_id[low + c], size, part):
+            context_at[n] = _row_of(kept_id[low + c], size) * width
+            for t in range(lanes):
+                weights[n * lanes + t] = weights[c * lanes + t]
+            n += 1
+    for t in range(ROWS):  # what tiles read beyond them is a row of this part
+        context_at[n + t] = context_at[0]
+    return n
+
+
+@nb.njit(**_FAST)
+def _targets_of(
+    weights: Any,
+    target_at: Any,
+    target_id: Any,
+    n_targets: int,
+    pool: int,
+    span: int,
+    lanes: int,
+    width: int,
+    size: int,
+    part: int,
+) -> Any:
+    """Move the targets of a part and their weights together; how many these are, and pairs with centres."""
+    n = 0
+    n_pairs: Any = 0
+    for t in range(n_targets):
+        if _is_of(target_id[t], size, part):
+            target_at[n] = _row_of(target_id[t], size) * width
+            for c in range(span):
+                n_pairs += np.int64(t >= pool and weights[c * lanes + t] < np.float32(0.0))
+                weights[c * lanes + n] = weights[c * lanes + t]
+            n += 1
+    for t in range(n, lanes):
+        target_at[t] = target_at[0]
+        for c in range(span):
+            weights[c * lanes + t] = np.float32(0.0)
+    return n, n_pairs
+
+
 @nb.njit(cache=True, **_FAST)
 def skipgram_shared(
     inputs: Any,
@@ -504,12 +603,21 @@ def skipgram_shared(
     stats: Any,
     own_rows: int,
     own_tokens: int,
+    size: int,
+    input_part: int,
+    output_part: int,
 ) -> None:
     """Skip-gram with shared negatives over ``ids[start_pos:stop_pos]``; see the reference.
 
     Args:
         own_rows: so many first rows of both tables are copied, and the copies move. own_tokens: after so many
             tokens, and in the end, what they moved by is added to the rows.
+        size, input_part, output_part: a bucket. Tables have the rows i with i mod ``size`` equal to the part,
+            at i // ``size``, and trained are the pairs whose rows both are there; ``stats`` tells of these.
+            With size 1 these are all. Buckets that share no part can be trained at the same time by processes
+            that do not know of each other (Lerer et al. 2019, arXiv 1903.12287, PyTorch-BigGraph; Zhu et al.
+            2019, arXiv 1903.00757, GraphVite). Unlike theirs, negatives are those that are drawn for the
+            place in the text, whatever part they are in.
     """
     width = inputs.shape[1]
     inputs = inputs.reshape(-1)
@@ -596,6 +704,9 @@ def skipgram_shared(
                 above = max(above, i + reach[i] + 1)
             low = max(low, 0)
             span = min(above, n_kept) - low
+            if size > 1 and not _any_of(kept_id, low, low + span, size, input_part):
+                n_drawn += pool
+                continue
             n_targets = pool + last - first
             for c in range(span):
                 context_at[c] = _place(kept_id[low + c], width, own_rows, inputs_shift)
@@ -645,7 +756,16 @@ def skipgram_shared(
                                 if c != i - low:
                                     weights[c * lanes + n] -= weight
 
-            _scores(slopes, inputs, context_at, span, outputs, target_at, lanes, width, contexts)
+            if size > 1:
+                n_pairs -= _pairs_of(weights, span, lanes, pool, n_targets)
+                span = _contexts_of(weights, context_at, kept_id, low, span, lanes, width, size, input_part)
+                n_targets, n_positive = _targets_of(
+                    weights, target_at, target_id, n_targets, pool, span, lanes, width, size, output_part
+                )
+                n_pairs += n_positive
+                if n_targets == 0:
+                    continue
+            _scores(slopes, inputs, context_at, span, outputs, target_at, n_targets, lanes, width, contexts)
             rate = np.float32(max(step.rate_last, step.rate_first - step.rate_slope * kept_pos[first]))
             loss, total = _slopes(slopes, weights, span * lanes, rate)
             loss_sum += loss
@@ -654,15 +774,25 @@ def skipgram_shared(
             # All slopes are known: the updates, from the contexts as they were and the copied targets.
             # What the next group needs besides: its negatives, the contexts it adds, its centres.
             n_soon = 0
-            for n in range(n_drawn, n_drawn + pool):
-                soon[n_soon] = outputs_at + 4 * _place(negative_id[n], width, own_rows, outputs_shift)
-                n_soon += 1
-            for k in range(min(last + window, n_kept), min(last + share + window, n_kept)):
-                soon[n_soon] = inputs_at + 4 * _place(kept_id[k], width, own_rows, inputs_shift)
-                n_soon += 1
-            for k in range(last, min(last + share, n_kept)):
-                soon[n_soon] = outputs_at + 4 * _place(kept_id[k], width, own_rows, outputs_shift)
-                n_soon += 1
+            if size > 1:
+                end = min(last + share, n_kept)
+                n_soon = _soon_of(
+                    soon, 0, negative_id, n_drawn, n_drawn + pool, outputs_at, width, size, output_part
+                )
+                n_soon = _soon_of(soon, n_soon, kept_id, last, end, outputs_at, width, size, output_part)
+                end = min(end + window, n_kept)
+                begin = min(last + window, n_kept)
+                n_soon = _soon_of(soon, n_soon, kept_id, begin, end, inputs_at, width, size, input_part)
+            else:
+                for n in range(n_drawn, n_drawn + pool):
+                    soon[n_soon] = outputs_at + 4 * _place(negative_id[n], width, own_rows, outputs_shift)
+                    n_soon += 1
+                for k in range(min(last + window, n_kept), min(last + share + window, n_kept)):
+                    soon[n_soon] = inputs_at + 4 * _place(kept_id[k], width, own_rows, inputs_shift)
+                    n_soon += 1
+                for k in range(last, min(last + share, n_kept)):
+                    soon[n_soon] = outputs_at + 4 * _place(kept_id[k], width, own_rows, outputs_shift)
+                    n_soon += 1
             for n in range(n_soon, span + n_targets):
                 soon[n] = inputs_at
             # Rows that are fixed have played their part by now and are left out of the products.
@@ -875,7 +1005,7 @@ def run(
     workers = min(threads, len(parts))
     own: tuple[int, ...] = ()
     if kernel == "skipgram_shared":
-        own = (0, 0) if workers == 1 else _own(ids[parts[0][0] :], step, draws, workers)
+        own = *((0, 0) if workers == 1 else _own(ids[parts[0][0] :], step, draws, workers)), 1, 0, 0
     if workers == 1:
         work(0)
     else:

@@ -118,14 +118,14 @@ class Partitions(Team):
 
     def _bucket(self, epoch: int, borders: npt.NDArray[np.int64], part: int) -> npt.NDArray[np.float64]:
         """Train the pairs of one bucket, the threads on stretches of the text in turn."""
-        from firth.kernels.parts_cpu import skipgram_shared_part
+        from firth.kernels.cpu import skipgram_shared
 
         step, draws = self.step(epoch), self.draws(epoch)
         ids, starts = _read_only(self.corpus.ids), _read_only(self.corpus.sentence_starts)
         stats = np.zeros((len(borders) - 1, 3))
 
         def work(row: int) -> None:
-            skipgram_shared_part(
+            skipgram_shared(
                 self.state.inputs,
                 self.state.outputs,
                 ids,
@@ -134,10 +134,12 @@ class Partitions(Team):
                 borders[row + 1],
                 step,
                 draws,
+                stats[row],
+                0,
+                0,
                 self.group.size,
                 self.group.rank,
                 part,
-                stats[row],
             )
 
         if self._threads == 1:
