@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=32)
     parser.add_argument("--cores", type=int, default=32, help="of a machine")
     parser.add_argument("--rate", type=float, default=0.6e6, help="words a second of one core")
+    parser.add_argument(
+        "--parts-rate", type=float, default=0.25e6, help="the same of all ranks' together, rows split"
+    )
     parser.add_argument("--network", type=float, default=3.1e9, help="bytes a second each way (25 Gbit/s)")
     parser.add_argument("--latency", type=float, default=50e-6, help="seconds of a message between machines")
     parser.add_argument("--cards", type=int, default=8)
@@ -152,7 +155,7 @@ def _rates(types: int, dim: int) -> list[float]:
 def planned(settings: argparse.Namespace) -> list[dict[str, Any]]:
     """Both designs on both sets of machines."""
     seconds = settings.cards, settings.card_rate, settings.card_network, 10e-6
-    cards = replicated("cards, replicated", settings, *seconds, threads=1)
+    cards = replicated("cards, replicated", settings, *seconds, threads=24)
     per_machine = settings.rate * settings.cores, settings.network, settings.latency
     machines = replicated(
         "machines, replicated", settings, settings.machines, *per_machine, threads=settings.cores
@@ -209,7 +212,7 @@ def partitioned(name: str, settings: argparse.Namespace) -> Plan:
         tokens_between=stretch // ranks,
         bytes_between=sent,
         bytes_a_word=sent / (stretch / ranks),
-        train_s=words / (settings.rate * settings.cores * ranks),
+        train_s=words / (settings.parts_rate * settings.cores),
         exchange_s=words / stretch * (sent / settings.network + ranks * settings.latency),
         gb_a_rank=part_bytes(rows, dim, ranks) / 1e9,
         dollars=0.0,

@@ -8,6 +8,7 @@ from firth.encoding import PIECE
 from firth.errors import SettingError
 from firth.processes import place
 from firth.training import SkipGram
+from firth.training.config import available_threads
 from firth.training.distributed import cut, run_tokens
 from firth.training.exchange import Exchange, bytes_sent, meetings, rows_due
 from firth.training.loop import Trainer
@@ -247,3 +248,13 @@ def test_an_environment_that_cannot_be(given, said, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingError, match=said):
         place()
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    alone = available_threads()
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert available_threads() == alone
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * alone))
+    assert available_threads() == 1

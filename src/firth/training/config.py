@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from firth.errors import SettingError
+from firth.processes import place
 
 _KINDS: dict[str, tuple[type, str]] = {
     "int": (int, "a whole number"),
@@ -84,7 +85,7 @@ class TrainConfig:
 
 
 def available_threads() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The number of cores that this process may use: under torchrun its share of the machine's."""
+    here = place()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // (here.local_size if here else 1))
