@@ -69,12 +69,16 @@ class Member:
 class Sum(Exchange):
     """Differences are added as they are."""
 
+    fused = False
+
     def combined(self, which: int, begin: int, end: int, total: Any) -> Any:
         return total
 
 
 class Mean(Exchange):
     """A row becomes the mean over the ranks that changed it."""
+
+    fused = False
 
     def exchange(self, group: Any, rows: int, words: float, rate: float) -> None:
         self._group = group

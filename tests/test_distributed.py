@@ -6,6 +6,7 @@ import torch
 
 from firth.encoding import PIECE
 from firth.errors import SettingError
+from firth.kernels.compare import assert_rows_equal
 from firth.processes import place
 from firth.training import SkipGram
 from firth.training.config import available_threads
@@ -169,6 +170,28 @@ def _swap(exchanges, rows, words):
             one.apply(which, 0, rows, totals[which].clone())
     for one in exchanges:
         one.settle(rows)
+
+
+@pytest.mark.parametrize("order", [None, np.random.default_rng(0).permutation(50)])
+@pytest.mark.parametrize("words, step", [(200_000, 1.0), (5_000, 1.0), (200_000, 0.01)])
+def test_the_kernel_moves_rows_as_the_definition_does(words, step, order):
+    chance = torch.Generator().manual_seed(2)
+    steps = step * torch.randn(4, 2, 50, 12, generator=chance)
+    results = []
+    for fused in (True, False):
+        start, pairs, exchanges = _exchanges(order)
+        for pair, moves, one in zip(pairs, steps, exchanges, strict=True):
+            one.fused = fused
+            for table, move in zip(pair, moves, strict=True):
+                table[:, :12] += move
+        for _ in range(2):  # the second time nothing has moved
+            _swap(exchanges, 50, words)
+        results.append(pairs[3])
+        assert torch.equal(pairs[3][0][:, 12:], start[0][:, 12:])  # padding
+    for which in (0, 1):
+        moved = results[0][which] - start[which]
+        assert_rows_equal(moved.numpy(), (results[1][which] - start[which]).double().numpy(), 1e-4, "moved")
+        assert (moved[:, :12] != 0).all()
 
 
 @pytest.mark.parametrize("order", [None, np.random.default_rng(0).permutation(50)])

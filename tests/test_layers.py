@@ -60,6 +60,7 @@ FLOORS |= {
     "firth.kernels.threads": 0,  # the same
     "firth.kernels.bags_reference": 0,
     "firth.kernels.bags_cpu": 0,
+    "firth.kernels.exchange_cpu": 0,  # of training.exchange
     "firth.ngrams": 0,  # of subwords
     "firth.suggest": 0,
 }

@@ -121,6 +121,9 @@ class Exchange:
         sent: bytes that this process has sent, by arithmetic.
     """
 
+    fused = True
+    """Whether rows on the CPU are moved by ``firth.kernels.exchange_cpu``, the twin of ``combined``."""
+
     def __init__(
         self,
         tables: tuple[Tensor, Tensor],
@@ -131,6 +134,7 @@ class Exchange:
     ) -> None:
         import torch
 
+        self._whole = tables
         self._tables = tuple(table[:, :dim] for table in tables)
         device = tables[0].device
         self._order = None if order is None else torch.from_numpy(order).to(device)
@@ -208,12 +212,34 @@ class Exchange:
     def apply(self, which: int, begin: int, end: int, total: Tensor) -> None:
         """Move rows ``begin`` to ``end`` from what they were, given the sum of all ``collect``."""
         table, before, rows = self._tables[which], self._before[which], self._places(begin, end)
+        if self.fused and total.device.type == "cpu":
+            self._move(which, begin, end, total)
+            return
         moved = self.combined(which, begin, end, total)
         if isinstance(rows, slice):
             before[rows] += moved
         else:
             before.index_add_(0, rows, moved)
         table[rows] = before[rows]
+
+    def _move(self, which: int, begin: int, end: int, total: Tensor) -> None:
+        from firth.kernels.exchange_cpu import move
+
+        met = self._met[which][begin:end] * self._waited[begin:end] * CURVATURE
+        rows = np.arange(begin, end) if self._order is None else self._order[begin:end].numpy()
+        move(
+            self._whole[which].numpy(),
+            self._before[which].numpy(),
+            rows,
+            total.numpy(),
+            met.numpy(),
+            self._spaces[which].T.contiguous().numpy(),
+            self._lengths[which].numpy(),
+            np.float32(min(self._size, SUMMED)),
+            np.float32(self._size),
+            np.float32(NEAR),
+            np.float32(GROWTH),
+        )
 
     def combined(self, which: int, begin: int, end: int, total: Tensor) -> Tensor:
         """By how much rows ``begin`` to ``end`` move, (end - begin, dim), in the place of ``total``."""
