@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=32, help="of a machine")
     parser.add_argument("--rate", type=float, default=0.6e6, help="words a second of one core")
     parser.add_argument(
-        "--parts-rate", type=float, default=0.25e6, help="the same of all ranks' together, rows split"
+        "--parts-rate", type=float, default=0.29e6, help="the same of all ranks' together, rows split"
     )
     parser.add_argument("--network", type=float, default=3.1e9, help="bytes a second each way (25 Gbit/s)")
     parser.add_argument("--latency", type=float, default=50e-6, help="seconds of a message between machines")
