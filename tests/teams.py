@@ -21,13 +21,15 @@ def free_port():
         return one.getsockname()[1]
 
 
-def environment(rank, size, port):
-    """What torchrun puts into the environment of a process."""
+def environment(rank, size, port, machines=1):
+    """What torchrun puts into the environment of a process; here all machines are this one."""
+    machine = rank * machines // size
     return {
+        "TORCHELASTIC_RUN_ID": f"machine {machine}",  # tells the launchers apart
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size // machines),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
     }
@@ -80,14 +82,15 @@ class Started:
         raise AssertionError(f"no {pattern} in {path} in time")
 
 
-def start(size, arguments, folder, differing=None):
+def start(size, arguments, folder, differing=None, machines=1):
     """``python -m firth ARGUMENTS`` in so many processes, as torchrun would; one may get others."""
     folder.mkdir(exist_ok=True)
     port = free_port()
     commands = [[sys.executable, "-m", "firth", *map(str, arguments)] for _ in range(size)]
     for rank, more in (differing or {}).items():
         commands[rank] += more
-    return Started(commands, [environment(rank, size, port) for rank in range(size)], folder)
+    environments = [environment(rank, size, port, machines) for rank in range(size)]
+    return Started(commands, environments, folder)
 
 
 def torchrun(size, arguments, folder, *options):
@@ -100,7 +103,7 @@ def torchrun(size, arguments, folder, *options):
 # --- workers ------------------------------------------------------------------------------------------
 
 
-def serve(rank, size, port, pipe, module):
+def serve(rank, size, port, machines, pipe, module):
     """A worker: meets the others, then runs functions of a module with the group until it is told to end."""
     import importlib
 
@@ -108,7 +111,7 @@ def serve(rank, size, port, pipe, module):
 
     from firth.processes import joined
 
-    os.environ.update(environment(rank, size, port))
+    os.environ.update(environment(rank, size, port, machines))
     torch.set_num_threads(1)
     functions = importlib.import_module(module)
     with joined() as group:
@@ -122,16 +125,18 @@ def serve(rank, size, port, pipe, module):
 
 
 class Workers:
-    """So many processes that stay, each a rank."""
+    """So many processes that stay, each a rank, on one machine or as if on several."""
 
-    def __init__(self, size, module):
+    def __init__(self, size, module, machines=1):
         spawn = multiprocessing.get_context("forkserver")
         spawn.set_forkserver_preload(["firth.training.distributed", "torch", "firth.kernels.cpu"])
         port = free_port()
         self._pipes, self._processes = [], []
         for rank in range(size):
             here, there = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(rank, size, port, there, module), daemon=True)
+            process = spawn.Process(
+                target=serve, args=(rank, size, port, machines, there, module), daemon=True
+            )
             process.start()
             there.close()
             self._pipes.append(here)

@@ -13,6 +13,7 @@ from firth.training.config import available_threads
 from firth.training.distributed import cut, run_tokens
 from firth.training.exchange import Exchange, bytes_sent, meetings, rows_due
 from firth.training.loop import Trainer
+from firth.training.shared_tables import deal
 from planted import cluster_score, clusters, corpus_of, even_sentences, learn
 from teams import Workers
 
@@ -51,15 +52,23 @@ def other_text(group):
 
 @pytest.fixture(scope="module")
 def two():
-    workers = Workers(2, __name__)
+    workers = Workers(2, __name__, machines=2)
     yield workers
     workers.end()
 
 
 @pytest.fixture(scope="module")
 def four():
-    workers = Workers(4, __name__)
+    workers = Workers(4, __name__, machines=4)
     yield workers
+    workers.end()
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def sharing(request):
+    """Four processes on one machine and on two."""
+    workers = Workers(4, __name__, machines=request.param)
+    yield workers, request.param
     workers.end()
 
 
@@ -90,7 +99,54 @@ def test_quality_and_draws_are_those_of_one_process(size, single, two, four):
     expected, found = cluster_score(vectors), cluster_score(type(vectors)(vectors.index_to_key, inputs))
     assert found.recovered and abs(found.precision - expected.precision) <= 0.01
     assert metadata["loss"][-1] == pytest.approx(vectors.metadata["loss"][-1], rel=0.1)
-    assert metadata["ranks"] == size and metadata["bytes_exchanged_per_word"] > 0
+    assert metadata["ranks"] == metadata["copies"] == size and metadata["bytes_exchanged_per_word"] > 0
+
+
+def test_processes_of_a_machine_share_their_tables(sharing, single):
+    workers, machines = sharing
+    vectors, pairs = single
+    results = workers.run(trained, {})
+    for inputs, outputs, _, _ in results[1:]:
+        assert np.array_equal(inputs, results[0][0]) and np.array_equal(outputs, results[0][1])
+    inputs, _, together, metadata = results[0]
+    assert together == pairs
+    expected, found = cluster_score(vectors), cluster_score(type(vectors)(vectors.index_to_key, inputs))
+    assert found.recovered and abs(found.precision - expected.precision) <= 0.01
+    assert metadata["loss"][-1] == pytest.approx(vectors.metadata["loss"][-1], rel=0.1)
+    assert metadata["ranks"] == 4 and metadata["copies"] == machines
+    assert (metadata["bytes_exchanged_per_word"] > 0) == (machines > 1)
+
+
+def test_wanted_bits_and_known_vectors(sharing):
+    workers, _ = sharing
+    once, again = (workers.run(trained, {"deterministic": True, "epochs": 2})[0] for _ in range(2))
+    assert once[3]["copies"] == 4 and np.array_equal(once[0], again[0])
+    for inputs, outputs, kept, copies in workers.run(trained_on):
+        assert copies < 4
+        assert np.array_equal(inputs[:10], kept[0][:10]) and np.array_equal(outputs[:10], kept[1][:10])
+        assert not np.array_equal(inputs[10:], kept[0][10:])
+
+
+def trained_on(group):
+    """Tables that began as given vectors, of which the known ones stay; and what was given."""
+    corpus = clusters(400)
+    known = learn(corpus, epochs=1, keep_context=True, deterministic=True).subset(corpus.vocab.tokens[:10])
+    made = learn(corpus, epochs=1, init=known, freeze="known", keep_context=True, group=group)
+    given = known.vectors, known.context.vectors
+    start = np.zeros((len(made), made.vector_size), np.float32)
+    return (
+        made.vectors,
+        made.context.vectors,
+        [np.concatenate([one, start[10:]]) for one in given],
+        made.metadata["copies"],
+    )
+
+
+def test_who_shares_with_whom():
+    assert deal(["a", "a", "b", "b"], 3, True) == (2, 2, 1, False, [0, 2])
+    assert deal(["a", "b", "a", "b"], 1, True) == (2, 2, 1, True, [0, 1])
+    assert deal(["a", "a", "b"], 1, True) == (3, 1, 1, True, [0, 1, 2])  # copies would not be alike
+    assert deal(["a", "a"], 1, False) == (2, 1, 1, True, [0, 1])
 
 
 def test_a_rank_without_work_takes_part(four):

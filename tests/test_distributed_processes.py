@@ -36,7 +36,7 @@ def in_order(vectors):
 def test_killed_resumed_by_others_stopped_and_finished(text, tmp_path):
     output, run = tmp_path / "out.safetensors", tmp_path / "out.safetensors.run"
     given = arguments(text, output, "--epochs", 700)
-    with start(3, given, tmp_path / "first") as three:
+    with start(3, given, tmp_path / "first", machines=3) as three:  # the next two share their tables
         three.wait_for(run, "checkpoint-*/state.json")
         three.processes[1].kill()
         began = time.monotonic()

@@ -15,7 +15,7 @@ from firth.kernels.cpu import skipgram_shared
 from firth.keys import Keys
 from firth.training import SkipGram
 from firth.training.draws import Sampler
-from firth.training.memory import part_bytes, pick_partitioned, replica_bytes
+from firth.training.memory import part_bytes, pick_partitioned, replica_bytes, sharers_bytes
 from firth.training.partitioned import stretch_tokens, train_partitioned
 from firth.training.sampling import initial_inputs
 from planted import cluster_score, clusters, learn
@@ -233,6 +233,10 @@ def test_the_way_is_chosen_by_size():
     assert pick_partitioned(10_000_000, 300, 4, 1, limit=whole - 1)
     with pytest.raises(SettingError, match="processes in all would fit"):
         pick_partitioned(10_000_000, 300, 4, 1, limit=parts - 1)
+    together = sharers_bytes(10_000_000, 300, 4, 4)
+    assert whole < together < 1.5 * whole
+    assert not pick_partitioned(10_000_000, 300, 4, 4, shared=True, limit=together)
+    assert pick_partitioned(10_000_000, 300, 8, 4, shared=True, limit=together)  # another machine to tell
     with pytest.raises(SettingError, match="fewer on a machine"):
         pick_partitioned(10_000_000, 300, 4, 4, limit=parts // 4)
 

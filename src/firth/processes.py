@@ -152,7 +152,13 @@ class Processes:
                 "torchrun running on every machine?"
             ) from error
         self._store: Any = PrefixStore(f"firth/{place.restarts}/told", store)
-        self._others = [json.loads(text) for text in self._gather_bytes(json.dumps(_self()).encode())]
+        told = json.dumps({**_self(), "launcher": place.agent})
+        self._others = [json.loads(text) for text in self._gather_bytes(told.encode())]
+
+    @property
+    def launchers(self) -> list[str]:
+        """Of each rank, the torchrun on its machine that started it."""
+        return [other["launcher"] for other in self._others]
 
     # --- what they say to each other
 
@@ -179,21 +185,28 @@ class Processes:
             dist.all_gather(parts, padded)
         return [part.numpy()[: int(size)].tobytes() for part, size in zip(parts, sizes, strict=True)]
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor, among: Any = None) -> Tensor:
         """The sum over all processes, put into ``tensor`` and returned; the same bits everywhere."""
         from torch import distributed as dist
 
         with self.talking():
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=among)
         return tensor
 
-    def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
+    def broadcast(self, tensor: Tensor, source: int = 0, among: Any = None) -> Tensor:
         """The tensor of ``source``, put into ``tensor`` and returned."""
         from torch import distributed as dist
 
         with self.talking():
-            dist.broadcast(tensor, source)
+            dist.broadcast(tensor, source, group=among)
         return tensor
+
+    def circle(self, ranks: list[int]) -> Circle:
+        """Some of the processes, which then speak among themselves; all make it."""
+        from torch import distributed as dist
+
+        with self.talking():
+            return Circle(self, dist.new_group(ranks))
 
     def swap(self, give: Sequence[Tensor], take: Sequence[Tensor]) -> None:
         """To each rank its tensor of ``give``, from each rank one into its tensor of ``take``."""
@@ -361,6 +374,21 @@ class Processes:
 
     def _host(self, rank: int, before: str = " on ") -> str:
         return f"{before}{self._others[rank]['host']}"
+
+
+class Circle:
+    """Some of a group's processes; its calls are collective among these."""
+
+    def __init__(self, group: Processes, among: Any) -> None:
+        self._group, self._among = group, among
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """As ``Processes.sum``."""
+        return self._group.sum(tensor, self._among)
+
+    def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
+        """As ``Processes.broadcast``; ``source`` is a rank of the whole group."""
+        return self._group.broadcast(tensor, source, self._among)
 
 
 @contextlib.contextmanager

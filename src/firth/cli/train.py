@@ -194,6 +194,7 @@ def train(
     from firth.training.initial import Pretrained, pick_dim
     from firth.training.memory import check_fits, pick_partitioned
     from firth.training.partitioned import check_partitioned, train_partitioned
+    from firth.training.shared_tables import can_share
 
     with joined(device) as group:
         # All that can be wrong with the call is told before any text is read.
@@ -216,7 +217,7 @@ def train(
             raise SettingError("--partitioned splits the tables over processes: start them by torchrun")
         given = {"window": window, "negatives": negatives, "sample": sample, "lr_last": lr_last}
         goal = _objective(objective, preset, given)
-        pick_kernels(device, deterministic)
+        kernels = pick_kernels(device, deterministic)
         tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
         folder = output.with_name(output.name + ".run") if run is None else run
         _check_places(text, [vocab, pairs, init], output, folder, cache)
@@ -243,7 +244,12 @@ def train(
                 check_fits(rows, config.dim, keep_context=context)
             else:
                 own = partitioned or pick_partitioned(
-                    rows, config.dim, group.size, group.place.local_size, keep_context=context
+                    rows,
+                    config.dim,
+                    group.size,
+                    group.place.local_size,
+                    keep_context=context,
+                    shared=can_share(kernels, deterministic),
                 )
                 partitioned = any(group.gather(own))
             form.check(output, corpus.vocab.tokens)

@@ -972,6 +972,7 @@ def run(
     draws: Draws,
     threads: int = 1,
     stopped: Callable[[], bool] = lambda: False,
+    sharers: int = 1,
 ) -> tuple[Any, int]:
     """One run of blocks with all threads; see ``reference.run``.
 
@@ -1005,7 +1006,8 @@ def run(
     workers = min(threads, len(parts))
     own: tuple[int, ...] = ()
     if kernel == "skipgram_shared":
-        own = *((0, 0) if workers == 1 else _own(ids[parts[0][0] :], step, draws, workers)), 1, 0, 0
+        movers = workers * sharers
+        own = *((0, 0) if movers == 1 else _own(ids[parts[0][0] :], step, draws, movers)), 1, 0, 0
     if workers == 1:
         work(0)
     else:

@@ -193,11 +193,12 @@ class Card:
         draws: Draws,
         threads: int = 1,
         stopped: Callable[[], bool] = lambda: False,
+        sharers: int = 1,
     ) -> tuple[npt.NDArray[np.float64], int]:
         """One run of blocks on the whole card; see :func:`firth.kernels.reference.run`.
 
         The tables change on the card; :meth:`fetch` brings them back. ``stopped`` is asked every
-        RUN_BLOCKS blocks. ``threads`` is not used. A run of no tokens compiles the kernels.
+        RUN_BLOCKS blocks. ``threads`` and ``sharers`` are not used. A run of no tokens compiles the kernels.
 
         Raises:
             SettingError: an objective without a kernel here; an id outside the tables.

@@ -330,6 +330,7 @@ def run(
     draws: Draws,
     threads: int = 1,
     stopped: Callable[[], bool] = lambda: False,
+    sharers: int = 1,
 ) -> tuple[npt.NDArray[np.float64], int]:
     """One run: the kernel over consecutive blocks; the signature that every device shares.
 
@@ -338,6 +339,7 @@ def run(
         block_starts: (B + 1,) int64, the borders of the run's blocks.
         threads: taken and not used here.
         stopped: asked before each block but the first; if it says true, the run ends early.
+        sharers: processes that train these tables at the same time; taken and not used here.
 
     Returns:
         stats, float64 (3,): loss, pairs and scores summed over the run; and the number of blocks

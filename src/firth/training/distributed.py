@@ -1,11 +1,12 @@
-"""Training in several processes that each hold the tables and take turns with runs of the text.
+"""Training in several processes that take turns with runs of the text, on one machine or on several.
 
 The text of an epoch is taken round by round. A round is a stretch of whole blocks; it is cut at borders
-of pieces into runs, and of w ranks rank r trains the runs k*w + r. After each run the ranks exchange what
-has changed (``firth.training.exchange``), after each round also what they have to agree on: the loss,
-whether to stop, whether to save. ``place`` moves on by rounds, so a checkpoint is a border of blocks as
-everywhere, and another number of ranks can go on from it. What is drawn hangs on the place in the text
-alone, so it is the same whatever the number of ranks.
+of pieces into runs, and of w ranks rank r trains the runs k*w + r. The ranks of a machine share its tables
+(``firth.training.shared_tables``); each machine has its copy, and each card. After each run copies exchange
+what has changed (``firth.training.exchange``), after each round all agree on the loss, whether to stop,
+whether to save. ``place`` moves on by rounds, so a checkpoint is a border of blocks as everywhere, and
+another number of ranks can go on from it. What is drawn hangs on the place in the text alone, so it is the
+same whatever the number of ranks.
 
 Only the first rank writes: checkpoints, vectors, progress.
 """
@@ -29,6 +30,7 @@ from firth.processes import Processes
 from firth.training.checkpoint import State
 from firth.training.exchange import Exchange, meetings, rows_due
 from firth.training.sampling import zeros
+from firth.training.shared_tables import can_share, deal, leaders_of, shared_tables
 from firth.training.trainer import Folder, Trainer
 from firth.version import __version__
 
@@ -48,9 +50,13 @@ EXCHANGES = 25
 ROUND = 8
 """Runs of each rank in a round, about."""
 
+TOGETHER = 32 * BLOCK
+"""Tokens a thread of a rank in a round where all ranks share one copy of the tables: up to a second."""
+
 
 def run_tokens(corpus_tokens: int, size: int, threads: int) -> int:
-    """How many tokens a rank trains between two exchanges: fewer where there are more ranks or less text."""
+    """How many tokens go into each of ``size`` copies of the tables, by ``threads`` in all, between two
+    exchanges: fewer where there are more copies or less text."""
     exchanges = min(EXCHANGES, 6 * size)
     most = IN_FLIGHT * threads // size**3
     return max(SHORTEST * threads, min(most, corpus_tokens // (size * exchanges)))
@@ -172,50 +178,84 @@ class Team(Trainer):
 
 
 class Replicas(Team):
-    """One of several processes that each hold the tables; see the top of this module."""
+    """One of several processes that each have the whole tables; see the top of this module."""
+
+    def start_state(self) -> State:
+        rows, dim = len(self.corpus.vocab), self.config.dim
+        share = all(self.group.gather(can_share(self._kernels, self.config.deterministic)))
+        self._copies = deal(self.group.launchers, self.group.rank, share)
+        tables = shared_tables(self.group, self._copies, rows, dim) if self._copies.sharers > 1 else None
+        if tables is None:
+            self._copies = deal(self.group.launchers, self.group.rank, False)
+            return super().start_state()
+        if self._copies.leads:
+            own = super().start_state()
+            tables[0][:] = own.inputs
+            if self._start is not None:
+                tables[1][:] = own.outputs
+        return State(*tables)
 
     def prepare(self) -> None:
         self._exchanges = 0
-        self._trained = 0.0  # tokens a process, since the last exchange
-        self._run_tokens = run_tokens(len(self.corpus), self.group.size, self._threads)
-        counts, state = self.counts, self.state
-        order = None if (np.diff(counts) <= 0).all() else np.argsort(-counts, kind="stable")
-        tables = torch_tables(state.inputs, state.outputs)
-        met = meetings(counts, self.objective)
-        self._exchange = Exchange(tables, self.config.dim, met, order, self.group.size)
+        self._trained = 0.0  # tokens a copy, since the last exchange
+        self._exchange: Exchange | None = None
+        copies, threads = self._copies, self._threads * self._copies.sharers
+        self._run_tokens, self._runs = TOGETHER * self._threads, 1
+        if copies.number == 1:
+            return
+        self._run_tokens = run_tokens(len(self.corpus), copies.number, threads) // copies.sharers
+        self._runs = ROUND
+        self._leaders = leaders_of(self.group, copies)
+        if copies.leads:
+            counts, state = self.counts, self.state
+            order = None if (np.diff(counts) <= 0).all() else np.argsort(-counts, kind="stable")
+            tables = torch_tables(state.inputs, state.outputs)
+            met = meetings(counts, self.objective)
+            self._exchange = Exchange(tables, self.config.dim, met, order, copies.number)
 
     def compile(self) -> None:
         super().compile()
-        # What torch imports when a function of it is first used takes longer than many exchanges.
-        tables = torch_tables(zeros(2, 16), zeros(2, 16))
-        met = meetings(np.ones(2, np.int64), self.objective)
-        Exchange(tables, 16, met, None, self.group.size).exchange(self.group, 2, 0, 0.0)
+        if self._exchange is not None:
+            # What torch imports when a function of it is first used takes longer than many exchanges.
+            tables = torch_tables(zeros(2, 16), zeros(2, 16))
+            met = meetings(np.ones(2, np.int64), self.objective)
+            Exchange(tables, 16, met, None, self._copies.number).exchange(self._leaders, 2, 0, 0.0)
 
     def run_round(self, epoch: int, pos: int) -> tuple[int, npt.NDArray[np.float64]]:
         corpus, size, stats = self.corpus, self.group.size, np.zeros(3)
+        self._gather_sharers()  # the one that writes may have been reading the tables
         first = int(np.searchsorted(corpus.block_starts, pos))
-        wanted = pos + self._run_tokens * size * ROUND
+        wanted = pos + self._run_tokens * size * self._runs
         last = max(first + 1, int(np.searchsorted(corpus.block_starts, wanted, "right")) - 1)
         end = int(corpus.block_starts[last])
-        turns = max(1, round((end - pos) / (self._run_tokens * size)))
+        turns = 1 if self._copies.number == 1 else max(1, round((end - pos) / (self._run_tokens * size)))
         borders = cut(corpus.sentence_starts, pos, end, turns * size)
         for turn in range(turns):
             begin, until = borders[turn * size + self.group.rank :][:2].tolist()
             if until > begin:
                 parts = np.unique(cut(corpus.sentence_starts, begin, until, self._threads))
                 stats += self.train(epoch, parts, _NEVER)[0]
-            self._trained = (borders[(turn + 1) * size] - borders[turn * size]) / size
+            self._trained = (borders[(turn + 1) * size] - borders[turn * size]) / self._copies.number
             if turn < turns - 1:
+                self._gather_sharers()
                 self.settle(False)
         return end, stats
 
+    def _gather_sharers(self) -> None:
+        """Until all are here, where a table may be another's."""
+        if self._copies.sharers > 1:
+            self.group.wait()
+
     def settle(self, everything: bool) -> None:
-        rows = len(self.state.inputs)
         self._exchanges += 1
-        kernels.fetch(self._kernels)
-        due = rows if everything else rows_due(self._exchanges, rows)
-        self._exchange.exchange(self.group, due, self._trained, self.rate())
-        kernels.forget(self._kernels)
+        if self._exchange is not None:
+            rows = len(self.state.inputs)
+            kernels.fetch(self._kernels)
+            due = rows if everything else rows_due(self._exchanges, rows)
+            self._exchange.exchange(self._leaders, due, self._trained, self.rate())
+            kernels.forget(self._kernels)
+        if self._copies.number > 1:
+            self._gather_sharers()
 
     def share_state(self, found: bool) -> bool:
         import torch
@@ -225,16 +265,23 @@ class Replicas(Team):
         if not facts[0]:
             return False
         _, state.place, state.losses, state.epoch_loss, state.epoch_pairs = facts
-        for table in (state.inputs, state.outputs):
-            self.group.broadcast(torch.from_numpy(table))
-        self._exchange.restart()
+        if self._exchange is not None:
+            for table in (state.inputs, state.outputs):
+                self._leaders.broadcast(torch.from_numpy(table))
+            self._exchange.restart()
         return True
 
+    @property
+    def sharers(self) -> int:
+        return self._copies.sharers
+
     def facts(self) -> dict[str, Any]:
-        words = max(1, self.state.place - (self._began_place or 0)) / self.group.size
+        words = max(1, self.state.place - (self._began_place or 0)) / self._copies.number
+        sent = 0.0 if self._exchange is None else self._exchange.sent
         return {
             "ranks": self.group.size,
-            "bytes_exchanged_per_word": round(self._exchange.sent / words, 1),
+            "copies": self._copies.number,
+            "bytes_exchanged_per_word": round(sent / words, 1),
         }
 
 

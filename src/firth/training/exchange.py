@@ -37,7 +37,7 @@ from firth.training.sampling import keep_thresholds, noise_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from firth.processes import Processes
+    from firth.processes import Circle, Processes
     from firth.training.objectives import SkipGram
 
 HOT = 1024
@@ -154,7 +154,7 @@ class Exchange:
         self._number = 0  # of exchanges so far
         self.sent = 0.0
 
-    def exchange(self, group: Processes, rows: int, words: float, rate: float) -> None:
+    def exchange(self, group: Processes | Circle, rows: int, words: float, rate: float) -> None:
         """Make the ``rows`` most frequent rows of all processes one again; collective.
 
         Args:

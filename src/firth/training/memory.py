@@ -87,6 +87,15 @@ def replica_bytes(vocab_size: int, dim: int, *, keep_context: bool = False) -> i
     return own.total + 2 * vocab_size * dim * 4
 
 
+def sharers_bytes(
+    vocab_size: int, dim: int, local_size: int, size: int, *, keep_context: bool = False
+) -> int:
+    """What ``local_size`` processes take together that share the tables, of ``size`` on all machines."""
+    own = estimate(vocab_size, dim, keep_context=keep_context)
+    before = 2 * vocab_size * dim * 4 if size > local_size else 0
+    return own.tables + before + local_size * (own.total - own.tables)
+
+
 def part_bytes(vocab_size: int, dim: int, size: int) -> int:
     """What each process takes where the rows are split: a part of each table and room for one that comes."""
     own = estimate(vocab_size, dim)
@@ -100,18 +109,22 @@ def pick_partitioned(
     local_size: int,
     *,
     keep_context: bool = False,
+    shared: bool = False,
     limit: int | None = None,
 ) -> bool:
     """Whether ``size`` processes must split the rows: the tables fit this machine only in parts.
 
     Args:
-        local_size: processes on this machine. limit: its bytes; what is available by default.
+        local_size: processes on this machine. shared: whether they would share the tables.
+        limit: the machine's bytes; what is available by default.
 
     Raises:
         SettingError: not even the parts fit; says what would.
     """
     limit = available_memory() if limit is None else limit
     whole = local_size * replica_bytes(vocab_size, dim, keep_context=keep_context)
+    if shared and local_size > 1:
+        whole = sharers_bytes(vocab_size, dim, local_size, size, keep_context=keep_context)
     if limit is None or whole <= limit:
         return False
     parts = local_size * part_bytes(vocab_size, dim, size)

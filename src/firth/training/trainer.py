@@ -181,6 +181,11 @@ class Trainer:
         state.epoch_loss = state.epoch_pairs = 0.0
         return True
 
+    @property
+    def sharers(self) -> int:
+        """Processes that train these same tables, at the same memory."""
+        return 1
+
     def compile(self) -> None:
         """Have the kernel ready, by training nothing."""
         self.train(0, np.zeros(2, np.int64), threading.Event())
@@ -201,6 +206,7 @@ class Trainer:
             self.draws(epoch),
             self._threads,
             stop.is_set,
+            self.sharers,
         )
         return stats, int(n_done)
 
