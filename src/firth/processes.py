@@ -132,6 +132,7 @@ class Processes:
         self.place, self.rank, self.size = place, place.rank, place.size
         self._closed = self._within = self._told = False
         self._under_way: list[Any] = []
+        self._dealt = 0
         address = os.environ["MASTER_ADDR"]
         if place.local_size == place.size and address in ("localhost", "127.0.0.1", "::1"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name may lead nowhere
@@ -200,6 +201,20 @@ class Processes:
         with self.talking():
             dist.broadcast(tensor, source, group=among)
         return tensor
+
+    def deal(self, n: int) -> Iterator[int]:
+        """Of the numbers below ``n`` those that nobody has taken when this process asks for the next.
+
+        All make the call, in the same order as all else, and go through what they get.
+        """
+        self._dealt += 1
+        key = f"dealt/{self._dealt}"
+        while (taken := self._next(key)) < n:
+            yield taken
+
+    def _next(self, key: str) -> int:
+        with self.talking():
+            return int(self._store.add(key, 1)) - 1
 
     def circle(self, ranks: list[int]) -> Circle:
         """Some of the processes, which then speak among themselves; all make it."""

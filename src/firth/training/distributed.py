@@ -3,10 +3,11 @@
 The text of an epoch is taken round by round. A round is a stretch of whole blocks; it is cut at borders
 of pieces into runs, and of w ranks rank r trains the runs k*w + r. The ranks of a machine share its tables
 (``firth.training.shared_tables``); each machine has its copy, and each card. After each run copies exchange
-what has changed (``firth.training.exchange``), after each round all agree on the loss, whether to stop,
-whether to save. ``place`` moves on by rounds, so a checkpoint is a border of blocks as everywhere, and
-another number of ranks can go on from it. What is drawn hangs on the place in the text alone, so it is the
-same whatever the number of ranks.
+what has changed (``firth.training.exchange``); where there is one copy only, each rank takes the next run
+that nobody has taken. After each round all agree on the loss, whether to stop, whether to save. ``place``
+moves on by rounds, so a checkpoint is a border of blocks as everywhere, and another number of ranks can go
+on from it. What is drawn hangs on the place in the text alone, so it is the same whatever the number of
+ranks.
 
 Only the first rank writes: checkpoints, vectors, progress.
 """
@@ -50,8 +51,11 @@ EXCHANGES = 25
 ROUND = 8
 """Runs of each rank in a round, about."""
 
-TOGETHER = 32 * BLOCK
-"""Tokens a thread of a rank in a round where all ranks share one copy of the tables: up to a second."""
+TOGETHER = 64 * BLOCK
+"""Tokens a thread of a rank in a round where all ranks share one copy of the tables: a second or two."""
+
+TAKEN = 2 * BLOCK
+"""Tokens a thread that a rank takes of such a round at a time."""
 
 
 def run_tokens(corpus_tokens: int, size: int, threads: int) -> int:
@@ -200,11 +204,11 @@ class Replicas(Team):
         self._trained = 0.0  # tokens a copy, since the last exchange
         self._exchange: Exchange | None = None
         copies, threads = self._copies, self._threads * self._copies.sharers
-        self._run_tokens, self._runs = TOGETHER * self._threads, 1
         if copies.number == 1:
+            self._round_tokens, self._run_tokens = TOGETHER * threads, TAKEN * self._threads
             return
         self._run_tokens = run_tokens(len(self.corpus), copies.number, threads) // copies.sharers
-        self._runs = ROUND
+        self._round_tokens = self._run_tokens * self.group.size * ROUND
         self._leaders = leaders_of(self.group, copies)
         if copies.leads:
             counts, state = self.counts, self.state
@@ -225,21 +229,29 @@ class Replicas(Team):
         corpus, size, stats = self.corpus, self.group.size, np.zeros(3)
         self._gather_sharers()  # the one that writes may have been reading the tables
         first = int(np.searchsorted(corpus.block_starts, pos))
-        wanted = pos + self._run_tokens * size * self._runs
-        last = max(first + 1, int(np.searchsorted(corpus.block_starts, wanted, "right")) - 1)
-        end = int(corpus.block_starts[last])
-        turns = 1 if self._copies.number == 1 else max(1, round((end - pos) / (self._run_tokens * size)))
+        last = int(np.searchsorted(corpus.block_starts, pos + self._round_tokens, "right")) - 1
+        end = int(corpus.block_starts[max(first + 1, last)])
+        if self._copies.number == 1:
+            borders = cut(corpus.sentence_starts, pos, end, max(1, round((end - pos) / self._run_tokens)))
+            for run in self.group.deal(len(borders) - 1):
+                stats += self._train_run(epoch, borders[run], borders[run + 1])
+            return end, stats
+        turns = max(1, round((end - pos) / (self._run_tokens * size)))
         borders = cut(corpus.sentence_starts, pos, end, turns * size)
         for turn in range(turns):
-            begin, until = borders[turn * size + self.group.rank :][:2].tolist()
-            if until > begin:
-                parts = np.unique(cut(corpus.sentence_starts, begin, until, self._threads))
-                stats += self.train(epoch, parts, _NEVER)[0]
+            own = turn * size + self.group.rank
+            stats += self._train_run(epoch, borders[own], borders[own + 1])
             self._trained = (borders[(turn + 1) * size] - borders[turn * size]) / self._copies.number
             if turn < turns - 1:
                 self._gather_sharers()
                 self.settle(False)
         return end, stats
+
+    def _train_run(self, epoch: int, begin: int, until: int) -> npt.NDArray[np.float64]:
+        if until == begin:
+            return np.zeros(3)
+        parts = np.unique(cut(self.corpus.sentence_starts, begin, until, self._threads))
+        return self.train(epoch, parts, _NEVER)[0]
 
     def _gather_sharers(self) -> None:
         """Until all are here, where a table may be another's."""

@@ -1,8 +1,9 @@
-"""What tables that several processes train at once tell each other, and how they are made one again.
+"""What copies of the tables that are trained at once tell each other, and how they are made one again.
 
-Every process starts from the same tables and moves them by its own share of the text. An exchange takes
-the difference d of a row to what it was after the last one, sums it over the processes, and moves the row
-by a combination of the differences:
+A copy is a machine's or a card's; of processes that share one (``firth.training.shared_tables``), the first
+speaks for it and is the process meant here. Every process starts from the same tables and moves them by its
+own share of the text. An exchange takes the difference d of a row to what it was after the last one, sums it
+over the processes, and moves the row by a combination of the differences:
 
     the deltas' sum     is right for rows that hardly move meanwhile, and diverges for the frequent ones from
                         about four processes on: each has come to rest where its own negatives and contexts
