@@ -50,6 +50,12 @@ class Member:
 
     def __init__(self, threads: Threads, rank: int) -> None:
         self.rank, self.size, self._threads = rank, threads.size, threads
+        self.launchers = [str(rank) for rank in range(threads.size)]  # each has a machine of its own
+
+    def gather(self, value: Any) -> list[Any]:
+        given = list(self._threads.all(self.rank, value))
+        self._threads.wait()
+        return given
 
     def sum(self, tensor: Any) -> Any:
         given = self._threads.all(self.rank, tensor)

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 SHORTEST = 4096
 """Tokens of a run at least, for each thread: shorter ones spend their time on exchanges."""
 
-IN_FLIGHT = 32 * BLOCK
-"""Tokens a thread of a rank between two exchanges at most, times the cube of ranks: 262,144 for 2, 32,768
-for 4. Longer runs cost analogies: 2 ranks lose .015 of .387 with twice as many (``docs/scale.md``)."""
+IN_FLIGHT = 16 * BLOCK
+"""Tokens a thread of a copy between two exchanges at most, times the cube of copies: 131,072 for 2, 16,384
+for 4. Longer runs cost analogies: 2 copies lose .013 of .393 with twice as many (``docs/scale.md``)."""
 
-EXCHANGES = 25
-"""Exchanges an epoch at least, where runs are not yet the shortest; six for each rank are enough for few."""
+EXCHANGES = 64
+"""Exchanges an epoch at least, where runs are not yet the shortest; with 12 two copies lose .02 of WS-353."""
 
 ROUND = 8
 """Runs of each rank in a round, about."""
@@ -61,9 +61,8 @@ TAKEN = 2 * BLOCK
 def run_tokens(corpus_tokens: int, size: int, threads: int) -> int:
     """How many tokens go into each of ``size`` copies of the tables, by ``threads`` in all, between two
     exchanges: fewer where there are more copies or less text."""
-    exchanges = min(EXCHANGES, 6 * size)
     most = IN_FLIGHT * threads // size**3
-    return max(SHORTEST * threads, min(most, corpus_tokens // (size * exchanges)))
+    return max(SHORTEST * threads, min(most, corpus_tokens // (size * EXCHANGES)))
 
 
 def cut(sentence_starts: npt.NDArray[np.int64], start: int, stop: int, parts: int) -> npt.NDArray[np.int64]:

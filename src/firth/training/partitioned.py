@@ -38,7 +38,7 @@ from firth.progress import SILENT, Reporter
 from firth.training.callbacks import Moment
 from firth.training.checkpoint import RunFolder, State, read_state
 from firth.training.config import TrainConfig
-from firth.training.distributed import EXCHANGES, SharedFolder, Team, cut
+from firth.training.distributed import SharedFolder, Team, cut
 from firth.training.loop import carry_out, check_corpus
 from firth.training.objectives import SkipGram
 from firth.training.sampling import initial_inputs, zeros
@@ -48,6 +48,9 @@ from firth.vectors import Vectors
 BYTES_A_WORD = 64
 """What a rank sends for each word of its share at most, where the text is long enough for such stretches."""
 
+STRETCHES = 25
+"""Stretches an epoch at least."""
+
 SAVED = 1 << 20
 """Numbers that come together at a time where tables are written."""
 
@@ -55,7 +58,7 @@ SAVED = 1 << 20
 def stretch_tokens(corpus_tokens: int, rows: int, dim: int, size: int) -> int:
     """Tokens between two turns of the parts among ``size`` ranks."""
     wanted = max(rows * dim * 4 * size // BYTES_A_WORD, BLOCK)
-    return max(1, min(wanted, corpus_tokens // EXCHANGES))
+    return max(1, min(wanted, corpus_tokens // STRETCHES))
 
 
 class Partitions(Team):
