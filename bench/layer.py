@@ -4,8 +4,10 @@
 
 A step is zero_grad, lookup, backward from a given gradient of the output, and the update. The table is
 1,000,000 x 128 in float32, a batch 16,384 ids, uniform or Zipf (p ~ 1 / rank, ids shuffled). The tools
-take turns step by step within one process, in another order each round, each with its own batch of the
-same draw. Printed are medians of CPU ms (all threads together) and of wall ms, and the median over the
+take turns within one process, in another order each round. A turn is two steps of a tool, as in training
+one follows another, each with its own batch of the same draw. The second is timed: after the pause between
+turns the first finds its code out of the caches and the core asleep, .6 ms whatever the tool. Printed are
+medians of CPU ms (all threads together) and of wall ms, and the median over the
 rounds of the ratio of CPU times. torch's dense Adam takes seconds a step and leaves the caches cold, so
 it takes two turns alone and is set beside our median. Peak memory is that of a process of its own for
 each tool. What is not installed is left out with a word.
@@ -175,6 +177,7 @@ def in_turns(works: dict[str, Callable[[int], object]], rounds: int) -> dict[str
         chance.shuffle(order)
         for place, name in enumerate(order):
             time.sleep(PAUSE)
+            works[name]((turn * 3 + place + 1) % BATCHES)
             wall, cpu = time.perf_counter(), time.process_time()
             works[name]((turn * 3 + place) % BATCHES)
             times = (time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3
