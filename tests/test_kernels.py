@@ -423,4 +423,4 @@ def test_comparator_fails_on_wrong_dtype_and_shape():
 
 
 def test_step_is_what_the_objective_says():
-    assert SkipGram(negatives=5).step(0.1, 0.2, 0.3) == Step(5, True, 5, 11, 5 / 11, 0, 0.1, 0.2, 0.3)
+    assert SkipGram(negatives=5).step(0.1, 0.2, 0.3) == Step(5, True, 4, 12, 5 / 12, 0, 0.1, 0.2, 0.3)

@@ -286,7 +286,7 @@ def test_groups_that_are_too_large_for_the_corpus_explode(monkeypatch):
     # The reason for SkipGram.fitted, and the proof that the test above would notice its loss.
     monkeypatch.setattr(SkipGram, "fitted", lambda self, counts, lr: self)
     with pytest.raises((AssertionError, Diverged)):
-        test_odd_corpora_stay_finite_and_small("two words", dataclasses.replace(WIDE, sample=0))
+        test_odd_corpora_stay_finite_and_small("two words", dataclasses.replace(WIDE, sample=0, share=8))
 
 
 def test_groups_shrink_where_a_corpus_needs_it_and_say_so():

@@ -45,8 +45,9 @@ DOT_ROWS = 4 if HAS_32_REGISTERS else 3  # 4 x 4 sums of 32 registers, 3 x 4 of 
 PARTS = 4  # stretches of a block that threads take one by one
 OWN_ROWS = 64  # most frequent rows of both tables that each of several threads copies
 # Learning rate x pairs x share of the most frequent word, that threads together may train on their copies
-# before they give them back. Stable were all cases tried up to 280, and not at 570 (docs/log.md).
-OWN_PULL = 100.0
+# before they give them back. Stable were all cases tried up to 280, and not at 570; 100 costs .003 of SimLex
+# with two threads, 25 nothing that shows (docs/log.md).
+OWN_PULL = 25.0
 BESIDE = 2 if HAS_32_REGISTERS else 1  # vectors of columns that a tile of sums takes at a time
 ROWS = 6  # of a tile of sums: 6 x 16 floats fill the registers of AVX2
 # Not 'nnan' and 'ninf': a kernel must see that a table has left the finite numbers.
