@@ -8,7 +8,7 @@ from firth.encoding import PIECE
 from firth.errors import SettingError
 from firth.kernels.compare import assert_rows_equal
 from firth.processes import place
-from firth.training import SkipGram
+from firth.training import SkipGram, shared_tables
 from firth.training.config import available_threads
 from firth.training.distributed import cut, run_tokens
 from firth.training.exchange import Exchange, bytes_sent, meetings, rows_due
@@ -140,6 +140,20 @@ def trained_on(group):
         [np.concatenate([one, start[10:]]) for one in given],
         made.metadata["copies"],
     )
+
+
+def trained_apart(group):
+    """As ``trained``, where one process cannot map what the others can."""
+    with pytest.MonkeyPatch.context() as patch:
+        if group.rank == 1:
+            patch.setattr(shared_tables, "_mapped", lambda *_: None)
+        return trained(group, {"epochs": 1})
+
+
+def test_memory_that_one_cannot_map_is_used_by_none(sharing):
+    results = sharing[0].run(trained_apart)
+    assert all(result[3]["copies"] == 4 for result in results)
+    assert np.array_equal(results[0][0], results[3][0])
 
 
 def test_who_shares_with_whom():

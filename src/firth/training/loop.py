@@ -75,8 +75,9 @@ def train(
         callbacks: see :class:`firth.training.Callback`.
         progress: told share done, words/s, learning rate, loss and time left.
         group: the processes that share the work (``firth.processes.joined`` gives them under torchrun); all
-            call this alike, and each holds the tables. Only the first one's ``callbacks`` and
-            ``progress`` are told and only it writes; see ``firth.training.distributed``.
+            call this alike. Those of one machine share its tables, where the device is the CPU. Only the
+            first one's ``callbacks`` and ``progress`` are told and only it writes; see
+            ``firth.training.distributed``.
 
     Returns:
         Vectors, float32 (V, dim), with counts (those of ``init`` added) and with the settings and losses

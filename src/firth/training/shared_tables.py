@@ -74,9 +74,10 @@ def shared_tables(group: Processes, copies: Copies, rows: int, dim: int) -> tupl
     files: list[int] = []
     try:
         if copies.leads:
-            files = [os.memfd_create(f"firth-{name}") for name in ("inputs", "outputs")]
-            for file in files:
-                os.ftruncate(file, rows * width * 4)
+            with contextlib.suppress(OSError):  # then it gives no files, and nobody has tables
+                for name in ("inputs", "outputs"):
+                    files.append(os.memfd_create(f"firth-{name}"))
+                    os.ftruncate(files[-1], rows * width * 4)
         places = group.gather([os.getpid(), *files])
         maker, *numbers = places[copies.leaders[copies.own]]
         tables = _mapped([f"/proc/{maker}/fd/{number}" for number in numbers], rows, width)
