@@ -293,7 +293,7 @@ def test_an_id_outside_the_table_is_refused_in_a_stream(monkeypatch: pytest.Monk
 
 def test_groups_too_large_for_the_kernel_are_refused() -> None:
     objective = SkipGram(window=400, negatives=100, share=5)
-    with pytest.raises(SettingError, match=r"window 400 and 220 negatives are too large .* or --device cpu"):
+    with pytest.raises(SettingError, match=r"window 400 and 240 negatives are too large .* or --device cpu"):
         run(Card(DEVICE).run, Text.of(), objective, tables(8))
 
 

@@ -311,7 +311,7 @@ def test_batches_are_of_the_size_asked_for() -> None:
     sizes = [len(batch.pos_u) for batch in SkipGramBatches(text(), batch_size=64)]
     assert sizes.count(64) >= len(sizes) - 2 and max(sizes) == 64  # of two blocks
     for batch in SkipGramBatches(text(), batch_size=None):
-        assert batch.neg_v.shape == (11,) and batch.weights.shape == (len(batch.pos_u), 11)
+        assert batch.neg_v.shape == (12,) and batch.weights.shape == (len(batch.pos_u), 12)
         assert batch.pos_u.dtype == batch.neg_v.dtype == torch.int64
 
 
