@@ -7,10 +7,10 @@ A step is zero_grad, lookup, backward from a given gradient of the output, and t
 take turns within one process, in another order each round. A turn is two steps of a tool, as in training
 one follows another, each with its own batch of the same draw. The second is timed: after the pause between
 turns the first finds its code out of the caches and the core asleep, .6 ms whatever the tool. Printed are
-medians of CPU ms (all threads together) and of wall ms, and the median over the
-rounds of the ratio of CPU times. torch's dense Adam takes seconds a step and leaves the caches cold, so
-it takes two turns alone and is set beside our median. Peak memory is that of a process of its own for
-each tool. What is not installed is left out with a word.
+medians of CPU ms (all threads together) and of wall ms, and the median over the rounds of the ratio of CPU
+times. torch's dense Adam takes seconds a step and leaves the caches cold, so it takes two turns alone and is
+set beside our median. Peak memory is that of a process of its own for each tool. What is not installed is
+left out with a word.
 
 The floor of a step is the bytes that must move, at the measured copy bandwidth (bytes read plus bytes
 written; the best of several copies of 256 MB). With U different rows among B ids, in rows::
