@@ -10,16 +10,17 @@ First every kernel trains a small text beside the reference and both tables must
 nothing is timed. "speed": one pass over enwiki100M repeated to 200 million words, learning rate falling
 to its end, window 5, 5 negatives, sample 1e-3; "of copy" is the time that the bytes of the group's rows
 would take at the bandwidth of a copy within this card's memory, by the time taken (rows of frequent words
-are served by the cache, so it may pass 100 %). "designs": the same pass, shorter, by other designs and
-deterministic. "whole": enwiki100M, 5 epochs, from the encoded corpus to saved vectors, with WS-353,
-SimLex-999 and analogies beside a run of the CPU. Goal: 300 million words a second at dim 128 on an H200,
-quality within 0.01.
+are served by the cache, so it may pass 100 %), with tables in float32 and in bfloat16. "designs": the
+same pass, shorter, by other designs and deterministic. "whole": enwiki100M, 5 epochs, from the encoded
+corpus to saved vectors, with WS-353, SimLex-999 and analogies beside a run of the CPU. Goal: 300 million
+words a second at dim 128 on an H200, quality within 0.01.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import statistics
@@ -192,6 +193,7 @@ def gate(device: str, dims: tuple[int, ...]) -> None:
         *((name, Card(device, design=one), 2e-2 if name == "tf32" else 1e-4) for name, one in exact.items()),
         ("deterministic", Card(device, deterministic=True, design=exact["tf32x3"]), 1e-4),
     ]
+    in_order = cards[-1][1]
     for dim in dims:
         for share in (4, 0):
             small = text if share or device != "cpu" else text.first(30)
@@ -206,17 +208,31 @@ def gate(device: str, dims: tuple[int, ...]) -> None:
                             f"bench/gpu.py: the correctness gate failed at dim {dim}, {objective.kernel}, "
                             f"{name}: a row is off by {off:.2g} of its length; nothing is timed"
                         )
+            if share:  # rounded by chance: bits follow from the draws, so few numbers may differ
+                rounded = learn(reference, small, dim, objective, np.float32, "bfloat16")
+                found = learn(in_order, small, dim, objective, np.float32, "bfloat16")
+                same = min(float(np.mean(a == b)) for a, b in zip(found[:2], rounded[:2], strict=True))
+                if not same > 0.95:
+                    sys.exit(
+                        f"bench/gpu.py: the correctness gate failed at dim {dim}, bfloat16: {1 - same:.1%} "
+                        "of the numbers differ; nothing is timed"
+                    )
             side_by_side = learn(Card(device), small, dim, objective, np.float32)[2]
             if not abs(side_by_side[0] / expected[2][0] - 1) < 0.02 or side_by_side[1] != expected[2][1]:
                 sys.exit(f"bench/gpu.py: many programs have another loss at dim {dim}; nothing is timed")
 
 
-def learn(kernels: Any, text: Text, dim: int, objective: firth.SkipGram, dtype: Any) -> tuple[Any, Any, Any]:
+def learn(
+    kernels: Any, text: Text, dim: int, objective: firth.SkipGram, dtype: Any, table_dtype: str = "float32"
+) -> tuple[Any, Any, Any]:
     """Both tables and the stats after one pass."""
+    from firth.kernels.reference import to_bfloat16
     from firth.training.sampling import initial_inputs
 
     made = [initial_inputs(len(text.counts), dim, 4.0, seed)[:, :].astype(dtype) for seed in (1, 2)]
-    stats = train(kernels, text, made, Pass.of(text, objective, 0))
+    if table_dtype == "bfloat16":
+        made = [to_bfloat16(one, 0x8000) for one in made]
+    stats = train(kernels, text, made, Pass.of(text, objective, 0, table_dtype))
     if hasattr(kernels, "fetch"):
         kernels.fetch()
     return (*(one[:, :dim] for one in made), stats)
@@ -236,13 +252,14 @@ class Pass(NamedTuple):
     draws: Any
 
     @classmethod
-    def of(cls, text: Text, objective: firth.SkipGram, epoch: int) -> Pass:
+    def of(cls, text: Text, objective: firth.SkipGram, epoch: int, table_dtype: str = "float32") -> Pass:
         """The learning rate falls from LR to nothing."""
         from firth.encoding import block_starts
         from firth.kernels import cpu
         from firth.training.draws import Sampler
 
         step = objective.step(LR, LR / len(text.ids), LR * 1e-4)
+        step = step._replace(bfloat16=table_dtype == "bfloat16")
         draws = Sampler(text.counts, objective, 1, cpu).epoch(epoch)
         return cls(objective, block_starts(text.starts), step, draws)
 
@@ -262,7 +279,7 @@ def train(kernels: Any, text: Text, tables: list[Any], once: Pass) -> Any:
 # --- words a second -----------------------------------------------------------------------------
 
 
-def timed(card: Card, text: Text, dim: int, rounds: int) -> tuple[float, float]:
+def timed(card: Card, text: Text, dim: int, rounds: int, table_dtype: str = "float32") -> tuple[float, float]:
     """Median words a second of whole passes; and the mean loss."""
     from firth.training.sampling import initial_inputs, zeros
 
@@ -270,7 +287,7 @@ def timed(card: Card, text: Text, dim: int, rounds: int) -> tuple[float, float]:
     tables = [initial_inputs(len(text.counts), dim, 0.5, 1), zeros(len(text.counts), dim)]
     took, loss = [], float("nan")
     for turn in range(rounds):
-        once = Pass.of(text, objective, turn)
+        once = Pass.of(text, objective, turn, table_dtype)
         # A run of nothing compiles, and brings ids and tables to the card.
         nothing = np.zeros(2, np.int64)
         card.run(objective.kernel, *tables, text.ids, text.starts, nothing, once.step, once.draws)
@@ -285,14 +302,15 @@ def timed(card: Card, text: Text, dim: int, rounds: int) -> tuple[float, float]:
     return len(text.ids) / statistics.median(took), loss
 
 
-def group_bytes(dim: int, kept_share: float) -> float:
+def group_bytes(dim: int, kept_share: float, table_dtype: str = "float32") -> float:
     """Bytes of rows that a word of the text reads and adds to, see docs/gpu.md."""
     import speed as cpu_speed
+    from firth.training.config import TABLE_DTYPES
 
     objective = firth.SkipGram()
     width = -(-dim // 16) * 16
     rows = cpu_speed.span(objective.window, objective.share) + objective.share + objective.drawn
-    return kept_share * rows * width * 4 * 2 / objective.share
+    return kept_share * rows * width * TABLE_DTYPES[table_dtype] * 2 / objective.share
 
 
 def kept_share(counts: NDArray[np.int64]) -> float:
@@ -304,15 +322,21 @@ def speed(
     settings: argparse.Namespace, text: Text, head: dict[str, Any], say: Callable[..., None]
 ) -> list[dict[str, Any]]:
     from firth.kernels.gpu import Card
+    from firth.training.config import TABLE_DTYPES
 
     long = text.repeated(settings.words)
     rows = []
-    say(f"\n{'dim':>5} {'M words':>8} {'M words/s':>10} {'of copy':>8} {'loss':>7}")
-    for dim in settings.dim:
-        words, loss = timed(Card(settings.device), long, dim, 1 if settings.interpret else ROUNDS)
-        of_copy = words * group_bytes(dim, kept_share(text.counts)) / 1e9 / head["copy_gb_s"]
-        rows.append({"dim": dim, "words": len(long.ids), "words_s": words, "of_copy": of_copy, "loss": loss})
-        say(f"{dim:>5} {len(long.ids) / 1e6:>8.1f} {words / 1e6:>10.3f} {of_copy:>8.1%} {loss:>7.3f}")
+    rounds = 1 if settings.interpret else ROUNDS
+    say(f"\n{'tables':>9} {'dim':>5} {'M words':>8} {'M words/s':>10} {'of copy':>8} {'loss':>7}")
+    for dim, dtype in itertools.product(settings.dim, TABLE_DTYPES):
+        # The interpreter has no atomic addition of bfloat16, and adds in a fixed order instead.
+        card = Card(settings.device, deterministic=settings.interpret and dtype == "bfloat16")
+        words, loss = timed(card, long, dim, rounds, dtype)
+        of_copy = words * group_bytes(dim, kept_share(text.counts), dtype) / 1e9 / head["copy_gb_s"]
+        row = {"dim": dim, "tables": dtype, "words": len(long.ids), "words_s": words}
+        rows.append({**row, "of_copy": of_copy, "loss": loss})
+        speeds = f"{len(long.ids) / 1e6:>8.1f} {words / 1e6:>10.3f} {of_copy:>8.1%}"
+        say(f"{dtype:>9} {dim:>5} {speeds} {loss:>7.3f}")
     return rows
 
 
@@ -384,13 +408,19 @@ def whole(
     else:
         corpus, epochs = firth.Corpus.encode(common.lines_file("enwiki100M")), 5
     rows = []
-    say(f"\n{'device':>8} {'dim':>5} {'epoch s':>8} {'WS-353':>7} {'SimLex':>7} {'analogies':>9}")
+    say(
+        f"\n{'device':>8} {'tables':>9} {'dim':>5} {'epoch s':>8} {'WS-353':>7} {'SimLex':>7} "
+        f"{'analogies':>9}"
+    )
     for dim in settings.dim:
         timed(Card(settings.device), text.first(100_000), dim, 1)  # compiles
-        for device in ("cuda" if settings.interpret else settings.device, "cpu"):
-            row = {"device": device, "dim": dim, **one_run(corpus, device, dim, epochs, settings)}
+        card = "cuda" if settings.interpret else settings.device
+        for device, dtype in ((card, "float32"), ("cpu", "float32"), (card, "bfloat16")):
+            made = one_run(corpus, device, dim, epochs, settings, dtype)
+            row = {"device": device, "tables": dtype, "dim": dim, **made}
             scores = "".join(f" {row.get(name, float('nan')):7.3f}" for name in ("ws353", "simlex"))
-            say(f"{device:>8} {dim:>5} {row['epoch_s']:8.2f}{scores} {row.get('analogies', 0):9.3f}")
+            scores += f" {row.get('analogies', 0):9.3f}"
+            say(f"{device:>8} {dtype:>9} {dim:>5} {row['epoch_s']:8.2f}{scores}")
             rows.append(row)
     return rows
 
@@ -401,7 +431,11 @@ def trains_on_interpreter() -> None:
     from firth.kernels.gpu import Card
 
     pick = kernels.pick
-    kernels.pick = lambda device, *_: Card("cpu") if device == "cuda" else pick(device)  # type: ignore
+
+    def picked(device: str, deterministic: bool = False, table_dtype: str = "float32") -> Any:
+        return Card("cpu", deterministic=table_dtype != "float32") if device == "cuda" else pick(device)
+
+    kernels.pick = picked
 
 
 def small_corpus(text: Text) -> firth.Corpus:
@@ -410,12 +444,17 @@ def small_corpus(text: Text) -> firth.Corpus:
 
 
 def one_run(
-    corpus: firth.Corpus, device: str, dim: int, epochs: int, settings: argparse.Namespace
+    corpus: firth.Corpus,
+    device: str,
+    dim: int,
+    epochs: int,
+    settings: argparse.Namespace,
+    table_dtype: str,
 ) -> dict[str, Any]:
     from firth.evaluate import analogies, word_pairs
 
     began = time.perf_counter()
-    vectors = firth.train(corpus, dim=dim, epochs=epochs, device=device)
+    vectors = firth.train(corpus, dim=dim, epochs=epochs, device=device, table_dtype=table_dtype)
     with tempfile.TemporaryDirectory() as folder:
         vectors.save(Path(folder) / "vectors.safetensors")
     row: dict[str, Any] = {

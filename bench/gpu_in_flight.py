@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from firth.training.sampling import initial_inputs, zeros
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 LAUNCH = 512 * 65_536  # tokens, as in kernels/gpu.py
+
+Grid = Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
 
 
 def main() -> None:
@@ -57,6 +60,12 @@ def main() -> None:
         "--bits", type=int, default=23, help="of the mantissa that products see; tf32 has 10, bf16 7"
     )
     parser.add_argument("--stagger", type=int, default=1, help="1: in step")
+    parser.add_argument(
+        "--tables",
+        choices=("float32", "bfloat16", "nearest"),
+        default="float32",
+        help="bfloat16: updates rounded by chance, as kernels/gpu.py does; nearest: to the nearest number",
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON a run")
     settings = parser.parse_args()
     objective = firth.SkipGram(
@@ -106,6 +115,9 @@ def train(
     inputs = initial_inputs(len(counts), settings.dim, objective.init, settings.seed)
     outputs = zeros(len(counts), settings.dim)
     tables = torch.from_numpy(inputs), torch.from_numpy(outputs)
+    on_grid = to_grid(settings.tables, settings.seed)
+    if settings.tables != "float32":
+        tables[0].copy_(tables[0].bfloat16())
     slope = objective.lr * (1 - 1e-4) / (size * settings.epochs)
     loss = 0.0
     for epoch in range(settings.epochs):
@@ -120,9 +132,9 @@ def train(
                 sums += stats
                 under_way.append(updates)
                 if len(under_way) == settings.stagger:
-                    add(*tables, under_way.popleft())
+                    add(*tables, under_way.popleft(), on_grid)
             for updates in under_way:
-                add(*tables, updates)
+                add(*tables, updates, on_grid)
         loss = sums[0] / sums[1]
     return firth.Vectors(corpus.vocab.tokens, inputs[:, : settings.dim].copy(), counts=counts), loss
 
@@ -234,11 +246,32 @@ def move(
     return stats, (context_id, torch.bmm(slopes, y), target_id, torch.bmm(slopes.transpose(1, 2), x))
 
 
-def add(inputs: torch.Tensor, outputs: torch.Tensor, updates: Any) -> None:
+def to_grid(tables: str, seed: int) -> Grid:
+    """How an update of a row becomes what a table in bfloat16 adds: the way to the sum rounded up or down by
+    chance, so that the mean is right (``kernels/reference.py``), or rounded to the nearest."""
+    if tables == "float32":
+        return None
+    generator = torch.Generator().manual_seed(seed)
+
+    def way(row: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
+        chance: Any = 0x8000
+        if tables == "bfloat16":
+            chance = torch.randint(0, 1 << 16, moves.shape, generator=generator, dtype=torch.int32)
+        return ((row + moves).view(torch.int32) + chance & -0x10000).view(torch.float32) - row
+
+    return way
+
+
+def add(inputs: torch.Tensor, outputs: torch.Tensor, updates: Any, on_grid: Grid) -> None:
     """Every row moves by the sum of its updates."""
     context_id, context_moves, target_id, target_moves = updates
-    inputs.index_add_(0, context_id.reshape(-1), context_moves.reshape(-1, inputs.shape[1]))
-    outputs.index_add_(0, target_id.reshape(-1), target_moves.reshape(-1, outputs.shape[1]))
+    for table, ids, updates_of in ((inputs, context_id, context_moves), (outputs, target_id, target_moves)):
+        row_id, moves = ids.reshape(-1), updates_of.reshape(-1, table.shape[1])
+        if on_grid is None:
+            table.index_add_(0, row_id, moves)
+            continue
+        table.index_add_(0, row_id, on_grid(table[row_id], moves))
+        table[row_id] = table[row_id].bfloat16().float()  # a sum whose grid is coarser
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The training kernels in Triton against the definition, row by row: cases that ``test_gpu.py`` runs in a
 process of their own, on a card or, with TRITON_INTERPRET=1 set before Triton is imported, on the CPU."""
 
+import ctypes
 import itertools
 import lzma
 import os
@@ -170,6 +171,136 @@ def test_fixed_rows_take_part_and_never_move(share: int, fixed_inputs: int, fixe
     for table, start, fixed in zip(learned, tables(24), (fixed_inputs, fixed_outputs), strict=True):
         assert np.array_equal(table[:fixed], start[:fixed])
         assert fixed == N_TYPES or not np.array_equal(table[fixed:], start[fixed:])
+
+
+# --- tables in bfloat16 -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adds_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter stores bfloat16 as uint16 and cannot add it atomically: one number after the other."""
+    if not INTERPRETED:
+        return
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    usual = interpreter.InterpreterBuilder.create_atomic_rmw
+
+    def create_atomic_rmw(self: Any, operation: Any, at: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        if value.dtype != tl.bfloat16:
+            return usual(self, operation, at, value, mask, *rest)
+        old = np.zeros_like(value.data)
+        for place in np.argwhere(mask.data):
+            number = (ctypes.c_uint16).from_address(int(at.data[tuple(place)]))
+            old[tuple(place)] = number.value
+            words = np.array([number.value, value.data[tuple(place)]], np.uint32) << np.uint32(16)
+            total = torch.from_numpy(words.view(np.float32)).sum().to(torch.bfloat16)
+            number.value = int(total.view(torch.int16)) & 0xFFFF
+        return interpreter.TensorHandle(old, tl.bfloat16)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_atomic_rmw", create_atomic_rmw)
+
+
+def in_bfloat16(made: list[Any]) -> list[Any]:
+    return [reference.to_bfloat16(one, 0x8000) for one in made]
+
+
+def check_bfloat16(text: Text, objective: SkipGram, dim: int, card: Card) -> None:
+    """A card's rows are the reference's to the bit, but for the few whose last bits of float32 decide."""
+    n_types = len(text.counts)
+    ours = in_bfloat16(tables(dim, n_types))
+    exact = [one[:, :dim].astype(np.float64) for one in ours]
+    plain = [one.copy() for one in exact]
+    run(card.run, text, objective, ours, bfloat16=True)
+    card.fetch()
+    run(reference.run, text, objective, exact, bfloat16=True)
+    run(reference.run, text, objective, plain)
+    for got, right, unrounded in zip(ours, exact, plain, strict=True):
+        assert np.array_equal(got, in_bfloat16([got])[0])
+        assert np.mean(got[:, :dim] == right) > 0.995
+        assert_rows_equal(got[:, :dim], right, 5e-3)
+        assert_rows_equal(got[:, :dim], unrounded, 5e-2)
+        assert not np.array_equal(got[:, :dim], in_bfloat16([unrounded])[0])
+
+
+@pytest.mark.parametrize("dim", [8, 100, 300])
+@pytest.mark.parametrize("held", [True, False])
+def test_bfloat16_in_a_fixed_order_is_the_reference(dim: int, held: bool) -> None:
+    design = ONE._replace(held=held)
+    card = Card(DEVICE, deterministic=True, design=design)
+    check_bfloat16(Text.of(), SkipGram(sample=1e-2), dim, card)
+
+
+@pytest.mark.usefixtures("adds_bfloat16")
+def test_bfloat16_added_atomically_is_the_reference() -> None:
+    """Where no row is named twice in a group, whose updates would be rounded one by one."""
+    n_types = 400
+    text = Text(np.arange(40, dtype=np.int32), np.array([0, 40]), np.ones(n_types, np.int64))
+    objective = SkipGram(window=2, share=2, pool=2, sample=0)
+    draws = Sampler(text.counts, objective, 7, reference).epoch(3)
+    for start in range(0, 40, 2):
+        targets = [start, start + 1, *(reference.negative_at(draws, which, start) for which in range(2))]
+        assert len(set(targets)) == 4
+    check_bfloat16(text, objective, 20, Card(DEVICE, design=ONE))
+
+
+@pytest.mark.usefixtures("adds_bfloat16")
+def test_small_updates_in_bfloat16_are_right_on_average() -> None:
+    """A thousandth of what separates neighbours: to the nearest nothing would ever move."""
+    text = Text.of(60, n_types=6, lengths=(30,))
+    moved = [np.zeros((6, 300)) for _ in range(2)]
+    n_turns = 12
+    start = in_bfloat16(tables(300, 6))
+    exact = [one[:, :300].astype(np.float64) for one in start]
+    for turn in range(n_turns):
+        ours, card = [one.copy() for one in start], Card(DEVICE, design=ONE)
+        objective, step = SkipGram(sample=0), SkipGram(sample=0).step(2e-5, 0.0, 2e-5)
+        draws = Sampler(text.counts, objective, turn, reference).epoch(0)
+        arrays = (text.ids, text.starts, np.array([0, 60]))
+        card.run(objective.kernel, *ours, *arrays, step._replace(bfloat16=True), draws)
+        card.fetch()
+        for kind in range(2):
+            moved[kind] += (ours[kind] - start[kind])[:, :300] / n_turns
+        if not turn:
+            reference.run(objective.kernel, *exact, *arrays, step, draws)
+    for total, right, before in zip(moved, exact, start, strict=True):
+        wanted = right - before[:, :300]
+        along = float((total * wanted).sum() / (wanted * wanted).sum())
+        assert 0.7 < along < 1.3, along
+
+
+def test_numbers_are_rounded_as_the_reference_rounds_them() -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=4000) * 10.0 ** rng.integers(-30, 30, 4000)).astype(np.float32)
+    bits = rng.integers(0, 1 << 16, 4000).astype(np.uint32)
+    low = values.view(np.uint32) & np.uint32(0xFFFF0000)
+    rounded = reference.to_bfloat16(values, bits)
+    away = rounded.view(np.uint32) != low
+    assert np.array_equal(away, (values.view(np.uint32) & np.uint32(0xFFFF)) + bits > 0xFFFF)
+    assert (
+        np.mean(reference.to_bfloat16(np.full(1 << 16, 1.0 + 2.0**-10), np.arange(1 << 16))) == 1 + 2.0**-10
+    )
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0], np.float32)
+    assert np.array_equal(reference.to_bfloat16(special, 0xFFFF), special, equal_nan=True)
+    near = torch.from_numpy(values).bfloat16().float().numpy()
+    ties = (values.view(np.uint32) & np.uint32(0xFFFF)) == 0x8000
+    assert np.array_equal(reference.to_bfloat16(values, 0x8000)[~ties], near[~ties])
+
+
+def test_bfloat16_needs_groups() -> None:
+    with pytest.raises(SettingError, match=r"tables in bfloat16 are for groups that share negatives"):
+        run(Card(DEVICE).run, Text.of(), SkipGram(share=0), tables(8), bfloat16=True)
+
+
+def test_tables_of_another_dtype_are_taken_anew() -> None:
+    text, objective, card, learned = Text.of(40), SkipGram(sample=0), Card(DEVICE, design=ONE), tables(16)
+    run(card.run, text, objective, learned)
+    run(Card(DEVICE, deterministic=True).run, text, objective, learned, bfloat16=True)
+    deterministic = Card(DEVICE, deterministic=True, design=ONE)
+    run(deterministic.run, text, objective, learned)
+    run(deterministic.run, text, objective, learned, bfloat16=True)
+    deterministic.fetch()
+    assert np.array_equal(learned[0], in_bfloat16(learned)[0])
 
 
 # --- skip-gram with fresh negatives -------------------------------------------------------------
@@ -346,7 +477,7 @@ def test_deterministic_runs_give_the_same_bits() -> None:
 
 
 def test_full_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(array: Any, device: Any) -> Any:
+    def full(*_: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     card = Card(DEVICE)
@@ -372,10 +503,10 @@ def on_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """``device="cuda"`` under the interpreter too; small runs, so that there are several."""
     pick = kernels.pick
 
-    def picked(device: str, deterministic: bool = False) -> Any:
+    def picked(device: str, deterministic: bool = False, table_dtype: str = "float32") -> Any:
         if device == "cuda":
             return Card(DEVICE, deterministic=deterministic, design=ONE)
-        return pick(device, deterministic)
+        return pick(device, deterministic, table_dtype)
 
     monkeypatch.setattr(kernels, "pick", picked)
     monkeypatch.setattr(gpu, "RUN_BLOCKS", 1)
@@ -396,6 +527,24 @@ def test_train_gives_what_the_reference_gives(corpus: firth.Corpus, tmp_path: Pa
     close(ours, exact)
     saved = np.load(checkpoints_in(tmp_path / "run")[-1] / "inputs.npy")
     assert np.array_equal(saved[:, :10], ours.vectors)
+
+
+@pytest.mark.usefixtures("on_card")
+def test_train_in_bfloat16_gives_what_the_reference_gives(corpus: firth.Corpus, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"dim": 10, "epochs": 2, "keep_context": True, "table_dtype": "bfloat16"}
+    exact = firth.train(corpus, device="reference", **settings)
+    run = tmp_path / "run"
+    ours = firth.train(corpus, device="cuda", deterministic=True, run=run, **settings)
+    for got, right in ((ours, exact), (ours.context, exact.context)):
+        assert got is not None and right is not None
+        assert np.array_equal(got.vectors, in_bfloat16([got.vectors])[0])
+        assert np.mean(got.vectors == right.vectors) > 0.97
+        assert_rows_equal(got.vectors, right.vectors, 2e-2)
+    assert ours.metadata["table_dtype"] == "bfloat16"
+    with pytest.raises(RunError, match="table_dtype"):
+        firth.train(
+            corpus, device="cuda", run=run, resume=True, **{**settings, "table_dtype": "float32", "epochs": 2}
+        )
 
 
 @pytest.mark.usefixtures("on_card")
@@ -469,8 +618,15 @@ POINTERS = {
         (90, "skipgram_pairs", 112, SkipGram(share=0), Design(), False),
     ],
 )
+@pytest.mark.parametrize("bfloat16", [False, True])
 def test_kernels_compile_without_a_card(
-    capability: int, name: str, width: int, objective: SkipGram, design: Design, deterministic: bool
+    capability: int,
+    name: str,
+    width: int,
+    objective: SkipGram,
+    design: Design,
+    deterministic: bool,
+    bfloat16: bool,
 ) -> None:
     """For Ampere and Hopper; the compiler has failed on some that the interpreter takes."""
     import triton
@@ -480,18 +636,22 @@ def test_kernels_compile_without_a_card(
     from firth.kernels import gpu_triton
 
     kernel = getattr(gpu_triton, name)
+    if bfloat16 and name != "skipgram_shared":
+        return
     fixed = {"LANES": 1024}
     if name != "keep_tokens":
-        fixed = gpu.constants(name, width, objective.step(0.1, 0, 0.1), design, deterministic)
+        step = objective.step(0.1, 0, 0.1)._replace(bfloat16=bfloat16)
+        fixed = gpu.constants(name, width, step, design, deterministic)
+    pointers = {**POINTERS, **dict.fromkeys(("inputs", "outputs"), "*bf16" if bfloat16 else "*fp32")}
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages") if name in fixed}
     signature = {
-        one.name: "constexpr" if one.name in fixed else POINTERS.get(one.name) or one.annotation_type
+        one.name: "constexpr" if one.name in fixed else pointers.get(one.name) or one.annotation_type
         for one in kernel.params
     }
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, one in enumerate(kernel.params)
-        if POINTERS.get(one.name, "")[:1] == "*"
+        if pointers.get(one.name, "")[:1] == "*"
     }
     made = triton.compile(
         ASTSource(kernel, signature, constexprs=fixed, attrs=aligned),
@@ -501,5 +661,5 @@ def test_kernels_compile_without_a_card(
     assert made.asm["cubin"]
     if name == "skipgram_shared" and not deterministic:
         assert "tf32" in made.asm["ptx"]
-        # Hopper adds four numbers of a row at a time.
-        assert (".v4.f32" in made.asm["ptx"]) == (capability >= 90)
+        # Hopper adds four numbers of a row at a time, or eight in bfloat16.
+        assert ((".v8.bf16" if bfloat16 else ".v4.f32") in made.asm["ptx"]) == (capability >= 90)

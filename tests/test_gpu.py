@@ -22,6 +22,7 @@ from firth.errors import RunError, SettingError
 from firth.kernels import gpu, gpu_device, reference
 from firth.kernels.gpu import Card, Design
 from firth.training import memory
+from firth.training.config import TrainConfig
 from test_rows_gpu import needs_triton
 from test_scripts import script
 
@@ -248,6 +249,40 @@ def test_tables_that_the_card_cannot_hold_are_refused_with_what_would_fit() -> N
     assert memory.card_bytes(size, 300) <= 3 * 10**9 < memory.card_bytes(size + 1, 300)
 
 
+def test_a_card_without_room_for_float32_is_told_of_bfloat16() -> None:
+    free = memory.card_bytes(1_000_000, 300, "bfloat16")
+    memory.check_card(Full(free), 1_000_000, 300, "bfloat16")
+    with pytest.raises(
+        SettingError, match=r"float32 \(1,000,000, 300\).*tables in bfloat16 \(--table-dtype bf"
+    ):
+        memory.check_card(Full(free), 1_000_000, 300)
+    with pytest.raises(SettingError, match=r"bfloat16 \(1,000,000, 300\) of 608 MB each") as caught:
+        memory.check_card(Full(free - 1), 1_000_000, 300, "bfloat16")
+    assert "a dim of 288 (" in str(caught.value) and "tables in" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "cpu", "--table-dtype", "bfloat16"], "bfloat16 are for a CUDA card (--device cuda,"),
+        (["--device", "cpu", "--table-dtype", "bf16"], "table_dtype must be float32 or bfloat16, got 'bf16'"),
+    ],
+)
+def test_a_table_dtype_that_cannot_be_is_a_sentence(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, output = tmp_path / "text.txt", tmp_path / "out.safetensors"
+    text.write_text("a b a b\n")
+    assert firth_command(["train", str(text), "-o", str(output), *options]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and said in printed, printed
+    assert not output.exists()
+    with pytest.raises(
+        SettingError, match="freeze='known' keeps vectors to the bit, tables in bfloat16 do not"
+    ):
+        TrainConfig(freeze="known", table_dtype="bfloat16")
+
+
 def test_train_asks_before_it_makes_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = firth.Corpus.encode([["a", "b", "c"]] * 9, min_count=1)
     monkeypatch.setattr(kernels, "pick", lambda *_: Full(10**6))
@@ -346,10 +381,14 @@ def test_the_bench_runs_through_under_the_interpreter() -> None:
     report = json.loads(done.stdout)
     assert {row["part"] for row in report["results"]} == {"speed", "designs", "whole"}
     assert "the figures mean nothing" in report["card"]
-    speed = next(row for row in report["results"] if row["part"] == "speed")
-    assert speed["words"] >= 200 and speed["words_s"] > 0
+    speed = [row for row in report["results"] if row["part"] == "speed"]
+    assert [row["tables"] for row in speed] == ["float32", "bfloat16"]
+    assert all(row["words"] >= 200 and row["words_s"] > 0 for row in speed)
+    whole = [(row["device"], row["tables"]) for row in report["results"] if row["part"] == "whole"]
+    assert whole == [("cuda", "float32"), ("cpu", "float32"), ("cuda", "bfloat16")]
     losses = [row["loss"][0] for row in report["results"] if row["part"] == "whole"]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)  # the card's, and the CPU's
+    assert losses[0] == pytest.approx(losses[2], rel=0.01)  # in bfloat16
 
 
 @WITHOUT_CARD
@@ -402,6 +441,7 @@ def test_the_page_has_the_numbers_of_the_code(monkeypatch: pytest.MonkeyPatch) -
     module = script("bench/gpu.py", monkeypatch)
     assert f"{module.group_bytes(128, 0.74076):,.0f} bytes" in PAGE
     assert f"{module.group_bytes(300, 0.74076):,.0f}\nbytes" in PAGE
+    assert f"| tables in bfloat16 | {module.group_bytes(128, 0.74076, 'bfloat16'):,.0f} |" in PAGE
     limit = Design().in_flight
     assert f"`Card.programs` allows {limit:.0f}" in PAGE
     for name in re.findall(r"`(?:python )?((?:bench|tests|docs)/[\w.]+)", PAGE):

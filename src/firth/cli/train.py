@@ -140,6 +140,7 @@ def train(
             "--deterministic", help=settings()["deterministic"].metadata["help"], rich_help_panel=_RUN
         ),
     ] = False,
+    table_dtype: Annotated[str, option("table_dtype", panel=_RUN)] = default("table_dtype"),
     run: Annotated[
         Path | None,
         typer.Option(
@@ -217,13 +218,13 @@ def train(
             raise SettingError("--partitioned splits the tables over processes: start them by torchrun")
         given = {"window": window, "negatives": negatives, "sample": sample, "lr_last": lr_last}
         goal = _objective(objective, preset, given)
-        kernels = pick_kernels(device, deterministic)
         tokenizer = Tokenizer(lower=lower, nfc=nfc, pattern=pattern)
         folder = output.with_name(output.name + ".run") if run is None else run
         _check_places(text, [vocab, pairs, init], output, folder, cache)
         scores = None if pairs is None else PairScores(pairs)
         start = None if init is None else Pretrained(init)
-        config = TrainConfig(dim=pick_dim(dim, default("dim"), start), freeze=freeze)
+        config = TrainConfig(dim=pick_dim(dim, default("dim"), start), freeze=freeze, table_dtype=table_dtype)
+        kernels = pick_kernels(device, deterministic, config.table_dtype)
         with contextlib.closing(pick(quiet or not leads)) as progress, ctrl_c_told(folder, progress, leads):
             corpus = Corpus.encode(
                 _source(text),
@@ -257,7 +258,7 @@ def train(
                 scores.check(corpus.vocab.tokens)
             with run_kept(folder, own=run is None and leads):
                 if partitioned and group is not None:
-                    check_partitioned(output, form.name, scores is not None, start is not None)
+                    check_partitioned(output, form.name, scores is not None, start is not None, table_dtype)
                     vectors = train_partitioned(
                         corpus,
                         output,
@@ -289,6 +290,7 @@ def train(
                     seed=seed,
                     device=device,
                     deterministic=deterministic,
+                    table_dtype=table_dtype,
                     run=folder,
                     resume=resume,
                     keep_context=context,

@@ -43,7 +43,7 @@ class Holding(Protocol):
     def free_memory(self) -> int | None: ...
 
 
-def pick(device: str, deterministic: bool = False) -> Kernels:
+def pick(device: str, deterministic: bool = False, table_dtype: str = "float32") -> Kernels:
     """The kernels for a device.
 
     ``"auto"`` takes the current CUDA card where torch sees one of Ampere or newer and Triton is installed,
@@ -52,14 +52,21 @@ def pick(device: str, deterministic: bool = False) -> Kernels:
     Args:
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"reference"``.
         deterministic: on a card, the same bits every time; others are so with one thread.
+        table_dtype: what the tables hold while they are trained: the CPU's kernels know float32 only.
 
     Raises:
-        SettingError: an unknown device, or a card that is not there; says what was looked for.
+        SettingError: an unknown device, or a card that is not there; says what was looked for. Tables that
+            the device has no kernels for.
         MissingExtra: a card without Triton.
     """
     if device == "auto":
         device = "cuda" if _has_card() else "cpu"
     if device == "cpu":
+        if table_dtype != "float32":
+            raise SettingError(
+                f"train(): tables in {table_dtype} are for a CUDA card (--device cuda, device='cuda'), not "
+                "for the CPU; leave --table-dtype out"
+            )
         from firth.kernels import cpu
 
         return cpu

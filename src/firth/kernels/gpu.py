@@ -153,26 +153,27 @@ class Card:
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(torch.cuda.mem_get_info(self.device)[0]) + int(unused)
 
-    def _on_card(self, name: str, array: npt.NDArray[Any]) -> Tensor:
+    def _on_card(self, name: str, array: npt.NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
         """The copy of ``array`` on the card, made where it is another array than last time."""
         found = self._held.get(name)
         if found is None or found[0] is not array:
             self._held.pop(name, None)
-            with memory_told(f"the {name}", array.nbytes):
-                found = self._held[name] = (array, uploaded(array, self.device))
+            size = array.nbytes if dtype is None else array.size * dtype.itemsize
+            with memory_told(f"the {name}", size):
+                found = self._held[name] = (array, uploaded(array, self.device, dtype))
         return found[1]
 
-    def _tables(self, inputs: Floats, outputs: Floats) -> tuple[Tensor, Tensor]:
+    def _tables(self, inputs: Floats, outputs: Floats, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         for name, table in zip(TABLES, (inputs, outputs), strict=True):
             if table.dtype != np.float32 or table.ndim != 2 or not table.flags.c_contiguous:
                 raise SettingError(
                     f"gpu.run(): the {name} must be float32 (V, D) in C order, not {table.dtype}"
                 )
             found = self._held.get(name)
-            if found is not None and found[0] is not table:
+            if found is not None and (found[0] is not table or found[1].dtype != dtype):
                 self.fetch()  # other tables: what was learned into these must not be lost
                 self.forget()
-        return self._on_card("input table", inputs), self._on_card("output table", outputs)
+        return self._on_card("input table", inputs, dtype), self._on_card("output table", outputs, dtype)
 
     # --- runs
 
@@ -201,14 +202,20 @@ class Card:
         RUN_BLOCKS blocks. ``threads`` and ``sharers`` are not used. A run of no tokens compiles the kernels.
 
         Raises:
-            SettingError: an objective without a kernel here; an id outside the tables.
+            SettingError: an objective without a kernel here, or without one for bfloat16; an id outside the
+                tables.
             RunError: the card's memory is full; the sentence says of what.
         """
         if kernel not in KERNELS:
             raise SettingError(
                 f"train(): the objective's kernel {kernel!r} runs on the CPU only; use --device cpu"
             )
-        tables = self._tables(inputs, outputs)
+        if step.bfloat16 and not step.share:
+            raise SettingError(
+                "train(): tables in bfloat16 are for groups that share negatives: take SkipGram(share=4) or "
+                "table_dtype='float32'"
+            )
+        tables = self._tables(inputs, outputs, torch.bfloat16 if step.bfloat16 else torch.float32)
         sampling = self._sampling(draws)
         starts = self._on_card("sentence starts", sentence_starts)
         self._ahead = True
@@ -385,6 +392,7 @@ def constants(kernel: str, width: int, step: Step, design: Design, deterministic
         "HELD": n_chunks == 1 or (design.held and rows * n_chunks * columns * 4 <= HELD_BYTES),
         "PRECISION": design.precision,
         "DETERMINISTIC": deterministic,
+        "BF16": bool(step.bfloat16),
         "num_warps": design.warps * (2 if contexts * targets >= 4096 else 1),
         "num_stages": 1,  # rows of the next group must not be read before this one's have moved
     }

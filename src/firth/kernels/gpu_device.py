@@ -70,12 +70,13 @@ def memory_told(what: str, size: int) -> Iterator[None]:
         ) from error
 
 
-def uploaded(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on the device, in chunks, so that no second copy of a mapped file is made on the host."""
+def uploaded(array: npt.NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy on the device, of another dtype if asked, in chunks, so that no second copy of a mapped file is
+    made on the host."""
     if array.dtype == np.uint32:
         array = array.view(np.int32)
     flat = array.reshape(-1)
-    made = torch.empty(len(flat), dtype=getattr(torch, array.dtype.name), device=device)
+    made = torch.empty(len(flat), dtype=dtype or getattr(torch, array.dtype.name), device=device)
     step = CHUNK_BYTES // array.itemsize
     for start in range(0, len(flat), step):
         made[start : start + step] = torch.from_numpy(flat[start : start + step].copy())

@@ -14,6 +14,8 @@ uint64 and uint32 arrays arrive as int64 and int32 of the same bits, which torch
 import triton
 import triton.language as tl
 
+from firth.kernels import reference
+
 # --- draws --------------------------------------------------------------------------------------
 
 
@@ -55,6 +57,33 @@ def _reach(key, pos, WINDOW: tl.constexpr, SHRINK: tl.constexpr):
 def _rate(pos, first, slope, last):
     """The learning rate at a place, computed in float64, as float32."""
     return tl.maximum(last, first - slope * pos.to(tl.float64)).to(tl.float32)
+
+
+# --- tables in bfloat16 -------------------------------------------------------------------------
+
+ROUNDING = tl.constexpr(reference.ROUNDING)
+ROW_STEP = tl.constexpr(reference.ROW_STEP)
+COLUMN_STEP = tl.constexpr(reference.COLUMN_STEP)
+
+
+@triton.jit
+def _rounding_base(key, pos):
+    """The lower half of a draw at the place of a group, uint32; see ``reference.rounding_bits``."""
+    return (_draw(key ^ ROUNDING, pos) & 0xFFFFFFFF).to(tl.uint32)
+
+
+@triton.jit
+def _rounded(values, base, row_id, columns, SHIFT: tl.constexpr):
+    """Rows rounded to numbers of bfloat16 by chance, float32; see ``reference.to_bfloat16``.
+
+    SHIFT: 16 for the input table, 0 for the output table.
+    """
+    z = base + row_id.to(tl.uint32)[:, None] * ROW_STEP + columns.to(tl.uint32)[None, :] * COLUMN_STEP
+    z = (z ^ (z >> 16)) * 0x85EBCA6B
+    z = (z ^ (z >> 13)) * 0xC2B2AE35
+    z = ((z ^ (z >> 16)) >> SHIFT) & 0xFFFF
+    raised = ((values.to(tl.uint32, bitcast=True) + z) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return tl.where(values == values, raised, values)  # noqa: PLR0124 - not a number stays so
 
 
 # --- subsampling --------------------------------------------------------------------------------
@@ -154,15 +183,35 @@ def _load_rows(table, row_id, is_read, columns, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _add_rows(table, row_id, moves, columns, delta, WIDTH: tl.constexpr):
+def _add_rows(
+    table,
+    row_id,
+    moves,
+    columns,
+    old,
+    delta,
+    base,
+    WIDTH: tl.constexpr,
+    BF16: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    """Add to rows. In bfloat16, where the addition rounds to the nearest, what is added is the way from the
+    ``old`` number to one rounded by chance: some times the spacing of such numbers, mostly none, which the
+    addition keeps also where other programs have moved the row in the meantime."""
     at = row_id.to(tl.int64)[:, None] * WIDTH + columns[None, :]
     mask = moves[:, None] & (columns < WIDTH)[None, :]
+    if BF16:
+        delta = (_rounded(old + delta, base, row_id, columns, SHIFT) - old).to(tl.bfloat16)
     tl.atomic_add(table + at, delta, mask=mask, sem="relaxed")
 
 
 @triton.jit
-def _store_rows(table, row_id, moves, columns, value, WIDTH: tl.constexpr):
+def _store_rows(
+    table, row_id, moves, columns, value, base, WIDTH: tl.constexpr, BF16: tl.constexpr, SHIFT: tl.constexpr
+):
     at = row_id.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    if BF16:
+        value = _rounded(value, base, row_id, columns, SHIFT).to(tl.bfloat16)
     tl.store(table + at, value, mask=moves[:, None] & (columns < WIDTH)[None, :])
 
 
@@ -209,6 +258,7 @@ def skipgram_shared(
     HELD: tl.constexpr,
     PRECISION: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
+    BF16: tl.constexpr,
 ):
     """Programs take units from the ``queue`` in the text's order: the pieces ``borders[unit]`` to
     ``borders[unit + 1]``, group after group.
@@ -254,6 +304,7 @@ def skipgram_shared(
                     if HELD:
                         contexts = contexts + (x,)  # noqa: RUF005 - Triton has no unpacking
                         targets = targets + (y,)  # noqa: RUF005
+                    x, y = x.to(tl.float32), y.to(tl.float32)
                     scores = tl.dot(x, tl.trans(y), scores, input_precision=PRECISION)
                 next_context_id, next_is_read, next_target_id, next_reach, next_pos = _rows_of_group(
                     kept_id, kept_pos, first, start + SHARE, count, base, reach_key, negative_key, threshold,
@@ -278,6 +329,7 @@ def skipgram_shared(
                 score_sum += tl.sum((pairs + shares) * scores).to(tl.float64)
                 rate = _rate(own_pos, rate_first, rate_slope, rate_last)
                 slopes = -sign * weights * sigmoid * rate
+                chance = _rounding_base(_key(keys, 0), own_pos) if BF16 else 0
                 turned = tl.trans(slopes)
 
                 context_moves = is_read & (context_id >= fixed_inputs)
@@ -296,16 +348,21 @@ def skipgram_shared(
                         x = _load_rows(inputs, context_id, is_read, columns, WIDTH)
                         y = _load_rows(outputs, target_id, is_target, columns, WIDTH)
                         tl.debug_barrier()  # all of this is read before any of it moves
+                    x, y = x.to(tl.float32), y.to(tl.float32)
                     if DETERMINISTIC:
                         moved = x + tl.dot(slopes, y, input_precision=PRECISION)
-                        _store_rows(inputs, context_id, context_moves, columns, moved, WIDTH)
+                        _store_rows(
+                            inputs, context_id, context_moves, columns, moved, chance, WIDTH, BF16, 16
+                        )
                         moved = y + tl.dot(turned, x, input_precision=PRECISION)
-                        _store_rows(outputs, target_id, target_moves, columns, moved, WIDTH)
+                        _store_rows(outputs, target_id, target_moves, columns, moved, chance, WIDTH, BF16, 0)
                     else:
                         moved = tl.dot(slopes, y, input_precision=PRECISION)
-                        _add_rows(inputs, context_id, context_moves, columns, moved, WIDTH)
+                        _add_rows(
+                            inputs, context_id, context_moves, columns, x, moved, chance, WIDTH, BF16, 16
+                        )
                         moved = tl.dot(turned, x, input_precision=PRECISION)
-                        _add_rows(outputs, target_id, target_moves, columns, moved, WIDTH)
+                        _add_rows(outputs, target_id, target_moves, columns, y, moved, chance, WIDTH, BF16, 0)
                 tl.debug_barrier()  # the next group reads what this one has written
                 context_id, is_read, target_id = next_context_id, next_is_read, next_target_id
                 reach, own_pos = next_reach, next_pos

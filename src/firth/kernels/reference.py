@@ -58,6 +58,7 @@ class Step(NamedTuple):
     rate_last: float  # its floor
     fixed_inputs: int = 0  # input rows below this take part in every score and never move
     fixed_outputs: int = 0  # the same for output rows
+    bfloat16: bool = False  # tables hold bfloat16 numbers and updates are rounded by chance; where share > 0
 
 
 class Draws(NamedTuple):
@@ -135,6 +136,44 @@ def alias_table(weights: Floats) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np
     return threshold, alias
 
 
+# --- tables in bfloat16 -------------------------------------------------------------------------
+
+
+ROUNDING = 0xA0761D6478BD642F
+"""Turns the first key into one of its own for what decides about rounding."""
+
+ROW_STEP, COLUMN_STEP = 0x9E3779B9, 0x85EBCA6B
+"""Odd, so that no two rows of a table and no two columns of a row share their bits."""
+
+
+def rounding_bits(draws: Draws, pos: int, row: int, width: int) -> npt.NDArray[np.uint32]:
+    """32 random bits for each number of a row that moves at ``pos``, uint32 (width,).
+
+    The input table is rounded by the high 16, the output table by the low 16. The hash is the finaliser
+    of MurmurHash3 (Appleby 2011).
+    """
+    base = draw(int(draws.keys[0]) ^ ROUNDING, pos) & 0xFFFFFFFF
+    z = np.uint32((base + row * ROW_STEP) & 0xFFFFFFFF) + np.arange(width, dtype=np.uint32) * np.uint32(
+        COLUMN_STEP
+    )
+    z = (z ^ (z >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    z = (z ^ (z >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return z ^ (z >> np.uint32(16))
+
+
+def to_bfloat16(values: Floats, bits: npt.NDArray[np.uint32] | int) -> npt.NDArray[np.float32]:
+    """``values`` rounded up or down to numbers of bfloat16, as float32.
+
+    Args:
+        bits: 0 to 65,535. Where they are random, the mean is the value itself; 0x8000 rounds to the nearest.
+
+    Source: stochastic rounding, Gupta et al. 2015, arXiv 1502.02551, section 3.
+    """
+    exact = np.ascontiguousarray(values, np.float32)
+    raised = (exact.view(np.uint32) + np.uint32(bits)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(exact), exact, raised.view(np.float32))
+
+
 # --- parts of a step ----------------------------------------------------------------------------
 
 
@@ -203,6 +242,7 @@ def skipgram_shared(
     where a negative that is the centre itself is left out. All scores are taken before the
     group's updates; then every row moves by ``rate`` times the sum of its slopes, a row that is
     named twice by both sums. Rows below ``step.fixed_inputs`` and ``step.fixed_outputs`` stay.
+    With ``step.bfloat16`` a moved row is rounded by chance, see :func:`to_bfloat16`.
 
     Args:
         inputs, outputs: (V, D) float tables, changed in place.
@@ -252,13 +292,20 @@ def _shared_group(
             for negative_id in negatives:
                 if negative_id != center_id:
                     pair(context_id, negative_id, step.weight, 1.0)
-    rate = rate_at(step, kept[start][1])
+    pos = kept[start][1]
+    rate = rate_at(step, pos)
     for row, delta in input_delta.items():
         if row >= step.fixed_inputs:
             inputs[row] += rate * delta
+            if step.bfloat16:
+                bits = rounding_bits(draws, pos, row, len(inputs[row])) >> np.uint32(16)
+                inputs[row] = to_bfloat16(inputs[row], bits)
     for row, delta in output_delta.items():
         if row >= step.fixed_outputs:
             outputs[row] += rate * delta
+            if step.bfloat16:
+                bits = rounding_bits(draws, pos, row, len(outputs[row])) & np.uint32(0xFFFF)
+                outputs[row] = to_bfloat16(outputs[row], bits)
 
 
 def skipgram_pairs(

@@ -26,6 +26,9 @@ _KINDS: dict[str, tuple[type, str]] = {
 
 FREEZE = ("none", "known")
 
+TABLE_DTYPES = {"float32": 4, "bfloat16": 2}
+"""What tables can hold while they are trained, and the bytes of a number of it."""
+
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A dataclass field with limits: a number from ``low`` to ``high``, or what its type allows."""
@@ -77,11 +80,22 @@ class TrainConfig:
         "auto", "Where to train: cpu, cuda, cuda:1, or auto, a CUDA card if there is one, else the CPU."
     )
     deterministic: bool = setting(False, "Same seed, same device: same bits, at one thread's speed.")
+    table_dtype: str = setting(
+        "float32", "Of the tables while they are trained: float32, or on a card bfloat16 in half the memory."
+    )
 
     def __post_init__(self) -> None:
         check(self, "train()")
         if self.freeze not in FREEZE:
             raise SettingError(f"train(): freeze must be {' or '.join(FREEZE)}, got {self.freeze!r}")
+        if self.table_dtype not in TABLE_DTYPES:
+            dtypes = " or ".join(TABLE_DTYPES)
+            raise SettingError(f"train(): table_dtype must be {dtypes}, got {self.table_dtype!r}")
+        if self.table_dtype != "float32" and self.freeze != "none":
+            raise SettingError(
+                f"train(): freeze={self.freeze!r} keeps vectors to the bit, tables in {self.table_dtype} do "
+                "not; leave table_dtype (--table-dtype) out"
+            )
 
 
 def available_threads() -> int:

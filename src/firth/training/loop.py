@@ -37,6 +37,7 @@ def train(
     seed: int = 1,
     device: str = "auto",
     deterministic: bool = False,
+    table_dtype: str = "float32",
     init: Vectors | str | os.PathLike[str] | None = None,
     freeze: str = "none",
     run: str | os.PathLike[str] | None = None,
@@ -61,6 +62,9 @@ def train(
             or ``"reference"`` (the float64 definition, very slow).
         deterministic: the same seed gives the same bits again on the same kind of device: one thread, or on
             a card one program, which takes away most of its speed.
+        table_dtype: of the tables while they are trained on a card: ``"float32"``, or ``"bfloat16"``, which
+            takes half the memory and half the traffic, every update rounded up or down by chance so that
+            the mean is right. The vectors are float32 either way.
         init: vectors to train on from, or the path of a file or of a run folder; how the tables start is
             said in ``firth.training.initial``. The result begins with its rows, whether the text has
             their words or not. ``Corpus.encode(text, known=init)`` keeps its rare words in the text;
@@ -113,9 +117,12 @@ def train(
         seed=seed,
         device=device,
         deterministic=deterministic,
+        table_dtype=table_dtype,
     )
     check_corpus(corpus)
-    trainer = _trainer(group, corpus, objective, config, kernels.pick(device, deterministic), start)
+    trainer = _trainer(
+        group, corpus, objective, config, kernels.pick(device, deterministic, table_dtype), start
+    )
     callbacks = tuple(callbacks) if trainer.writes else ()
     if start is not None:
         start.check_use(trainer.counts, freeze, keep_context)

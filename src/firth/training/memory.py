@@ -9,6 +9,7 @@ from pathlib import Path
 
 from firth.errors import SettingError
 from firth.kernels import Holding, Kernels
+from firth.training.config import TABLE_DTYPES
 from firth.training.sampling import ROW_FLOATS
 
 TOKEN_BYTES = 150
@@ -141,36 +142,40 @@ def pick_partitioned(
     )
 
 
-def card_bytes(vocab_size: int, dim: int) -> int:
+def card_bytes(vocab_size: int, dim: int, table_dtype: str = "float32") -> int:
     """What training takes of a card's memory, apart from the text: two tables, what is drawn from, a run."""
-    return 2 * _table_bytes(vocab_size, dim) + CARD_ROW_BYTES * vocab_size + CARD_BASE_BYTES
+    tables = 2 * _table_bytes(vocab_size, dim, table_dtype)
+    return tables + CARD_ROW_BYTES * vocab_size + CARD_BASE_BYTES
 
 
-def check_card(kernels: Kernels, vocab_size: int, dim: int) -> None:
+def check_card(kernels: Kernels, vocab_size: int, dim: int, table_dtype: str = "float32") -> None:
     """Refuse tables that the card of ``kernels`` has no room for; other kernels pass.
 
     Raises:
         SettingError: names the table, its size, and what would fit.
     """
     free = kernels.free_memory() if isinstance(kernels, Holding) else None
-    if free is None or card_bytes(vocab_size, dim) <= free:
+    if free is None or card_bytes(vocab_size, dim, table_dtype) <= free:
         return
     ways = []
-    if fitting_dim := _largest(lambda one: card_bytes(vocab_size, one) <= free):
+    if table_dtype == "float32" and card_bytes(vocab_size, dim, "bfloat16") <= free:
+        ways.append("tables in bfloat16 (--table-dtype bfloat16)")
+    if fitting_dim := _largest(lambda one: card_bytes(vocab_size, one, table_dtype) <= free):
         ways.append(f"a dim of {fitting_dim} (--dim {fitting_dim})")
-    if fitting_size := _largest(lambda size: card_bytes(size, dim) <= free):
+    if fitting_size := _largest(lambda size: card_bytes(size, dim, table_dtype) <= free):
         ways.append(f"a vocabulary of {fitting_size:,} (--max-vocab {fitting_size})")
     would = f"{' or '.join(ways)} would fit there, " if ways else ""
-    table, whole = gigabytes(_table_bytes(vocab_size, dim)), gigabytes(card_bytes(vocab_size, dim))
+    table = gigabytes(_table_bytes(vocab_size, dim, table_dtype))
+    whole = gigabytes(card_bytes(vocab_size, dim, table_dtype))
     raise SettingError(
-        f"train(): the input and the output table, float32 ({vocab_size:,}, {dim}) of {table} each, need "
-        f"{whole} of the card's memory with all else and {gigabytes(free)} are free; {would}"
+        f"train(): the input and the output table, {table_dtype} ({vocab_size:,}, {dim}) of {table} each, "
+        f"need {whole} of the card's memory with all else and {gigabytes(free)} are free; {would}"
         "--device cpu (device='cpu') trains in the system's memory, alone or partitioned over processes"
     )
 
 
-def _table_bytes(vocab_size: int, dim: int) -> int:
-    return vocab_size * -(-dim // ROW_FLOATS) * ROW_FLOATS * 4
+def _table_bytes(vocab_size: int, dim: int, table_dtype: str = "float32") -> int:
+    return vocab_size * -(-dim // ROW_FLOATS) * ROW_FLOATS * TABLE_DTYPES[table_dtype]
 
 
 def largest_dim(vocab_size: int, limit: int, *, keep_context: bool = False) -> int:

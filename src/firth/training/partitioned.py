@@ -341,12 +341,12 @@ def _read_only(array: Any) -> Any:
     return view
 
 
-def check_partitioned(output: Path, form: str, scored: bool, started: bool) -> None:
+def check_partitioned(output: Path, form: str, scored: bool, started: bool, table_dtype: str) -> None:
     """Refuse what a call of the command line asks of partitioned tables and they cannot do.
 
     Args:
         output, form: the file, and the name of its format. scored: whether scores are asked after each epoch.
-        started: whether there are vectors to start from.
+        started: whether there are vectors to start from. table_dtype: of the tables while they are trained.
 
     Raises:
         SettingError: names the option.
@@ -355,6 +355,10 @@ def check_partitioned(output: Path, form: str, scored: bool, started: bool) -> N
         raise SettingError(
             f"partitioned tables are written as sharded safetensors: -o {output} would be {form}; name it "
             ".safetensors"
+        )
+    if table_dtype != TrainConfig.table_dtype:
+        raise SettingError(
+            f"tables that are split train in {TrainConfig.table_dtype}: leave --table-dtype {table_dtype} out"
         )
     for asked, option in ((scored, "--pairs"), (started, "--init")):
         if asked:

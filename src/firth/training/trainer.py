@@ -17,7 +17,7 @@ import numpy.typing as npt
 from firth import kernels
 from firth.corpus import Corpus
 from firth.errors import Diverged, RunError, SourceError
-from firth.kernels.reference import STEPS, Draws, Step
+from firth.kernels.reference import STEPS, Draws, Step, to_bfloat16
 from firth.processes import is_restart, mark_start
 from firth.training.callbacks import Moment
 from firth.training.checkpoint import RunFolder, State
@@ -58,7 +58,7 @@ class Trainer:
     ) -> None:
         self.corpus = corpus = corpus if start is None else start.encoded(corpus)
         self.config = config
-        check_card(device, len(corpus.vocab), config.dim)
+        check_card(device, len(corpus.vocab), config.dim, config.table_dtype)
         self.total = len(corpus) * config.epochs
         self._kernels = device
         self._threads = 1 if config.deterministic else config.threads or available_threads()
@@ -74,6 +74,9 @@ class Trainer:
         self._sampler = Sampler(counts, self.objective, config.seed, device, drawn)
         self._start = start
         self.state = self.start_state()
+        if config.table_dtype == "bfloat16":  # as the card holds them, so that checkpoints lose nothing
+            for table in (self.state.inputs, self.state.outputs):
+                table[:] = to_bfloat16(table, 0x8000)
         self.state.tokens = len(corpus)
         frozen = len(start) if start is not None and config.freeze == "known" else 0
         self._fixed_inputs = frozen
@@ -94,6 +97,8 @@ class Trainer:
         """What decides the result; a run can only be resumed by the same. Threads may differ."""
         config = dataclasses.asdict(self.config)
         del config["threads"], config["device"], config["freeze"], config["deterministic"]
+        if config["table_dtype"] == "float32":
+            del config["table_dtype"]  # runs of versions without this setting go on
         settings = {
             **config,
             "lr": self._lr,
@@ -214,7 +219,11 @@ class Trainer:
         """The objective, the learning rate and what is fixed, as the kernel takes it."""
         slope = (self._lr - self._lr_last) / self.total
         step = self.objective.step(self._lr - slope * epoch * len(self.corpus), slope, self._lr_last)
-        return step._replace(fixed_inputs=self._fixed_inputs, fixed_outputs=self._fixed_outputs)
+        return step._replace(
+            fixed_inputs=self._fixed_inputs,
+            fixed_outputs=self._fixed_outputs,
+            bfloat16=self.config.table_dtype == "bfloat16",
+        )
 
     def draws(self, epoch: int) -> Draws:
         """What is drawn in an epoch."""
