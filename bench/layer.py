@@ -178,9 +178,10 @@ def in_turns(works: dict[str, Callable[[int], object]], rounds: int) -> dict[str
         for place, name in enumerate(order):
             time.sleep(PAUSE)
             works[name]((turn * 3 + place + 1) % BATCHES)
-            wall, cpu = time.perf_counter(), time.process_time()
+            cpu, wall = common.cpu_seconds_now(), time.perf_counter()
             works[name]((turn * 3 + place) % BATCHES)
-            times = (time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3
+            took = time.perf_counter() - wall
+            times = (common.cpu_seconds_now() - cpu) * 1e3, took * 1e3
             if turn >= 0:
                 for key, value in zip(found[name], times, strict=True):
                     found[name][key].append(value)

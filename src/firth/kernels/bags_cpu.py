@@ -222,13 +222,13 @@ def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def _take(typing_context: Any, counter: Any) -> Any:
-    """The number in ``counter[0]``, which goes up by one: each thread gets another number."""
+    """The int64 at the address ``counter``, which goes up by one: each thread gets another number."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = _address(context, builder, signature.args[0], args[0], ir.Constant(_INT64, 0))
-        return builder.atomic_rmw("add", address, ir.Constant(_INT64, 1), "monotonic")
+        address = builder.inttoptr(args[0], _INT64.as_pointer())
+        return builder.atomic_rmw("add", address, ir.Constant(_INT64, 1), "acq_rel")
 
-    return types.int64(counter), codegen
+    return types.int64(types.int64), codegen
 
 
 # --- compiled kernels ---------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def _sum(
     out: Any,
     n_bags: int,
     stretch: int,
-    counter: Any,
+    counter: int,
 ) -> None:
     """Sums or means of the bags; see ``bags_reference.forward``."""
     number = table.dtype.type
@@ -339,7 +339,7 @@ def _max(
     winner: Any,
     n_bags: int,
     stretch: int,
-    counter: Any,
+    counter: int,
 ) -> None:
     """Maxima, and their winners if ``winner`` is not empty; see ``bags_reference.forward``.
 
@@ -414,7 +414,7 @@ def _max(
 
 @nb.njit(**_FAST)
 def _scatter(
-    grads: Any, width: int, ids: Any, winner: Any, n_bags: int, out: Any, stretch: int, counter: Any
+    grads: Any, width: int, ids: Any, winner: Any, n_bags: int, out: Any, stretch: int, counter: int
 ) -> None:
     """``out[ids[winner[b, d]], d] += grads[b, d]``, in stretches of columns."""
     while True:
@@ -430,7 +430,7 @@ def _scatter(
 
 @nb.njit(**_FAST)
 def _pick(
-    table: Any, width: int, ids: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: Any
+    table: Any, width: int, ids: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: int
 ) -> None:
     while True:
         first = _take(counter) * stretch
@@ -444,7 +444,7 @@ def _pick(
 
 @nb.njit(**_FAST)
 def _by_place(
-    grads: Any, width: int, starts: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: Any
+    grads: Any, width: int, starts: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: int
 ) -> None:
     while True:
         first = _take(counter) * stretch
@@ -460,7 +460,7 @@ def _by_place(
 
 @nb.njit(**_FAST)
 def _expand(
-    grads: Any, width: int, row_of: Any, factor: Any, out: Any, n_places: int, stretch: int, counter: Any
+    grads: Any, width: int, row_of: Any, factor: Any, out: Any, n_places: int, stretch: int, counter: int
 ) -> None:
     """``out[p] = factor[p] * grads[row_of[p]]``, in stretches of places."""
     lanes = BYTES // grads.itemsize
@@ -495,7 +495,7 @@ def _dot(
     out: Any,
     n_bags: int,
     stretch: int,
-    counter: Any,
+    counter: int,
 ) -> None:
     """``out[p] = <table[ids[p]], grads[b]>`` for the places of the bags."""
     lanes = BYTES // table.itemsize
@@ -565,7 +565,7 @@ def _first_bad(starts: Any, n_places: int) -> int:
 
 def _run(work: Callable[..., Any], arguments: tuple[Any, ...], items: int, stretch: int) -> None:
     """``work(*arguments, counter)`` in several threads."""
-    threads.run(work, (*arguments, np.zeros(1, np.int64)), items, stretch)
+    threads.run(work, arguments, items, stretch)
 
 
 # --- the functions of bags_reference ------------------------------------------------------------

@@ -21,7 +21,6 @@ other stand in this one file, because Numba's disk cache does not notice changes
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -1004,8 +1003,7 @@ def _step(
 
 def _run(work: Callable[..., Any], arguments: tuple[Any, ...], items: int, stretch: int) -> None:
     """``work(*arguments, stretch, address of a counter)`` in several threads."""
-    counter = ctypes.c_int64(0)
-    threads.run(work, (*arguments, stretch, ctypes.addressof(counter)), items, stretch)
+    threads.run(work, (*arguments, stretch), items, stretch)
 
 
 def _stretch(row_bytes: int) -> int:
