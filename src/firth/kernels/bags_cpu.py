@@ -21,7 +21,6 @@ changes in other files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numba as nb
@@ -36,6 +35,7 @@ from firth.kernels import bags_reference as reference
 from firth.kernels import pages, threads
 from firth.kernels.bags_reference import MODES
 from firth.kernels.rows_reference import Source
+from firth.kernels.threads import integer
 
 __all__ = [
     "MODES",
@@ -63,6 +63,8 @@ _FAST = {
     "boundscheck": False,
     "error_model": "numpy",
 }
+
+_KERNEL = {**_FAST, "cache": False}  # compiled into what threads call
 
 # --- vector values ------------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ def _n_kept(ids: Any, low: int, high: int, padding_row: int) -> int:
     return n
 
 
-@nb.njit(**_FAST)
+@nb.njit(**_KERNEL)
 def _sum(
     table: Any,
     width: int,
@@ -328,7 +330,7 @@ def _sum(
                     out[b * width + c] /= n
 
 
-@nb.njit(**_FAST)
+@nb.njit(**_KERNEL)
 def _max(
     table: Any,
     width: int,
@@ -412,7 +414,7 @@ def _max(
                 d += 1
 
 
-@nb.njit(**_FAST)
+@nb.njit(**_KERNEL)
 def _scatter(
     grads: Any, width: int, ids: Any, winner: Any, n_bags: int, out: Any, stretch: int, counter: int
 ) -> None:
@@ -428,7 +430,7 @@ def _scatter(
                     out[ids[winner[at + d]] * width + d] += grads[at + d]
 
 
-@nb.njit(**_FAST)
+@nb.njit(**_KERNEL)
 def _pick(
     table: Any, width: int, ids: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: int
 ) -> None:
@@ -442,7 +444,7 @@ def _pick(
                 out[c] = table[ids[p] * width + c - b * width] if p >= 0 else 0
 
 
-@nb.njit(**_FAST)
+@nb.njit(**_KERNEL)
 def _by_place(
     grads: Any, width: int, starts: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: int
 ) -> None:
@@ -458,7 +460,7 @@ def _by_place(
                     out[winner[c] * width + c - b * width] = grads[c]
 
 
-@nb.njit(**_FAST)
+@nb.njit(**_KERNEL)
 def _expand(
     grads: Any, width: int, row_of: Any, factor: Any, out: Any, n_places: int, stretch: int, counter: int
 ) -> None:
@@ -484,7 +486,7 @@ def _expand(
                 d += 1
 
 
-@nb.njit(**_FAST)
+@nb.njit(**_KERNEL)
 def _dot(
     grads: Any,
     table: Any,
@@ -560,12 +562,94 @@ def _first_bad(starts: Any, n_places: int) -> int:
     return -1
 
 
-# --- threads ------------------------------------------------------------------------------------
+# --- entries ------------------------------------------------------------------------------------
+# What threads call: they read the arguments of one kernel each, see threads.Kernel. A flat array is two of
+# them, its address and its length.
 
 
-def _run(work: Callable[..., Any], arguments: tuple[Any, ...], items: int, stretch: int) -> None:
-    """``work(*arguments, counter)`` in several threads."""
-    threads.run(work, arguments, items, stretch)
+@intrinsic
+def _places_at(typing_context: Any, like: Any, address: Any) -> Any:
+    """The address of integers as wide as the floats that the pointer ``like`` is of."""
+    kind = nb.types.CPointer(types.int32 if like.dtype == types.float32 else types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(kind))
+
+    return kind(like, types.int64), codegen
+
+
+@nb.njit(**_KERNEL)
+def _floats(like: Any, a: int, k: int) -> Any:
+    return nb.carray(threads.pointer(like, integer(a, k)), integer(a, k + 1))
+
+
+@nb.njit(**_KERNEL)
+def _integers(a: int, k: int) -> Any:
+    return nb.carray(threads.pointer(np.int64(0), integer(a, k)), integer(a, k + 1))
+
+
+@nb.njit(**_KERNEL)
+def _winners(like: Any, a: int, k: int) -> Any:
+    """Integers as wide as the floats."""
+    return nb.carray(_places_at(like, integer(a, k)), integer(a, k + 1))
+
+
+def _sum_entry(like: Any, a: Any, counter: Any) -> None:
+    _sum(
+        _floats(like, a, 0), integer(a, 2), _integers(a, 3), _integers(a, 5), _floats(like, a, 7),
+        integer(a, 9), integer(a, 10) != 0, _floats(like, a, 11), integer(a, 13), integer(a, 14), counter,
+    )  # fmt: skip
+
+
+def _max_entry(like: Any, a: Any, counter: Any) -> None:
+    _max(
+        _floats(like, a, 0), integer(a, 2), _integers(a, 3), _integers(a, 5), integer(a, 7),
+        _floats(like, a, 8), _winners(like, a, 10), integer(a, 12), integer(a, 13), counter,
+    )  # fmt: skip
+
+
+def _scatter_entry(like: Any, a: Any, counter: Any) -> None:
+    _scatter(
+        _floats(like, a, 0), integer(a, 2), _integers(a, 3), _winners(like, a, 5), integer(a, 7),
+        _floats(like, a, 8), integer(a, 10), counter,
+    )  # fmt: skip
+
+
+def _pick_entry(like: Any, a: Any, counter: Any) -> None:
+    _pick(
+        _floats(like, a, 0), integer(a, 2), _integers(a, 3), _winners(like, a, 5), _floats(like, a, 7),
+        integer(a, 9), integer(a, 10), counter,
+    )  # fmt: skip
+
+
+def _by_place_entry(like: Any, a: Any, counter: Any) -> None:
+    _by_place(
+        _floats(like, a, 0), integer(a, 2), _integers(a, 3), _winners(like, a, 5), _floats(like, a, 7),
+        integer(a, 9), integer(a, 10), counter,
+    )  # fmt: skip
+
+
+def _expand_entry(like: Any, a: Any, counter: Any) -> None:
+    _expand(
+        _floats(like, a, 0), integer(a, 2), _integers(a, 3), _floats(like, a, 5), _floats(like, a, 7),
+        integer(a, 9), integer(a, 10), counter,
+    )  # fmt: skip
+
+
+def _dot_entry(like: Any, a: Any, counter: Any) -> None:
+    _dot(
+        _floats(like, a, 0), _floats(like, a, 2), integer(a, 4), _integers(a, 5), _integers(a, 7),
+        integer(a, 9), _floats(like, a, 10), integer(a, 12), integer(a, 13), counter,
+    )  # fmt: skip
+
+
+_SUM = threads.Kernel(_sum_entry, "15q")
+_MAX = threads.Kernel(_max_entry, "14q")
+_SCATTER = threads.Kernel(_scatter_entry, "11q")
+_PICK = threads.Kernel(_pick_entry, "11q")
+_BY_PLACE = threads.Kernel(_by_place_entry, "11q")
+_EXPAND = threads.Kernel(_expand_entry, "11q")
+_DOT = threads.Kernel(_dot_entry, "14q")
 
 
 # --- the functions of bags_reference ------------------------------------------------------------
@@ -581,21 +665,13 @@ def _stretch(row_bytes: int, n_bags: int, n_places: int) -> int:
     return max(STRETCH_BYTES // max(bag_bytes, 1), 1)
 
 
-def _padding(padding_row: int | None) -> int:
-    return -1 if padding_row is None else padding_row
+def _span(tensor: Tensor | None) -> tuple[int, int]:
+    """Address and length of a contiguous tensor, which must have a name until the kernel returns."""
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
 
 
-def _places(ids: Tensor, starts: Tensor) -> tuple[Any, Any, int]:
-    """The ids and the starts, as int64 arrays, and how many places are in use."""
-    borders = starts.numpy()
-    return ids.long().numpy(), borders, int(borders[-1])
-
-
-_NONE = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
-
-
-def _factors(factor: Tensor | None, dtype: torch.dtype) -> Any:
-    return _NONE[dtype] if factor is None else factor.detach().to(dtype).contiguous().numpy()
+def _factors(factor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if factor is None else factor.detach().to(dtype).contiguous()
 
 
 def first_bad_start(starts: Tensor, n_places: int) -> int:
@@ -613,7 +689,8 @@ def bag_of(starts: Tensor, n_places: int) -> Tensor:
 def counts(ids: Tensor, starts: Tensor, padding_row: int | None) -> Tensor:
     """See :func:`firth.kernels.bags_reference.counts`."""
     out = torch.empty(len(starts) - 1, dtype=torch.int64)
-    _count(ids.long().numpy(), starts.numpy(), _padding(padding_row), out.numpy())
+    padding = -1 if padding_row is None else padding_row
+    _count(ids.long().numpy(), starts.numpy(), padding, out.numpy())
     return out
 
 
@@ -629,7 +706,7 @@ def forward(
     """See :func:`firth.kernels.bags_reference.forward`."""
     n_bags, width = len(starts) - 1, table.shape[1]
     out = torch.empty(n_bags, width, dtype=table.dtype)
-    array, borders, n_places = _places(ids, starts)
+    ids, n_places = ids.long(), int(starts[-1])
     winner = None
     if mode == "max":
         integer = torch.int32 if table.dtype == torch.float32 else torch.int64
@@ -639,13 +716,15 @@ def forward(
     if not out.numel():
         return out, winner if winners else None
     stretch = _stretch(width * table.element_size(), n_bags, n_places)
+    bags = *_span(table), width, *_span(ids), *_span(starts)
+    padding = -1 if padding_row is None else padding_row
     if winner is not None:
-        bags = _flat(table), width, array, borders, _padding(padding_row)
-        _run(_max, (*bags, _flat(out), _flat(winner), n_bags, stretch), n_bags, stretch)
+        found = *_span(out), *_span(winner)
+        _MAX.run(table.dtype, (*bags, padding, *found, n_bags, stretch), n_bags, stretch)
         return out, winner if winners else None
-    weighted = _flat(table), width, array, borders, _factors(factor, table.dtype)
-    how = _padding(padding_row), mode == "mean"
-    _run(_sum, (*weighted, *how, _flat(out), n_bags, stretch), n_bags, stretch)
+    factor = _factors(factor, table.dtype)
+    how = *_span(factor), padding, mode == "mean"
+    _SUM.run(table.dtype, (*bags, *how, *_span(out), n_bags, stretch), n_bags, stretch)
     return out, None
 
 
@@ -655,8 +734,9 @@ def picked(table: Tensor, ids: Tensor, winner: Tensor) -> Tensor:
     out = torch.empty(n_bags, width, dtype=table.dtype)
     if out.numel():
         stretch = _stretch(width * table.element_size(), n_bags, n_bags)
-        arguments = _flat(table), width, _flat(ids.long()), _flat(winner), _flat(out), n_bags, stretch
-        _run(_pick, arguments, n_bags, stretch)
+        ids = ids.long()
+        tensors = *_span(table), width, *_span(ids), *_span(winner), *_span(out)
+        _PICK.run(table.dtype, (*tensors, n_bags, stretch), n_bags, stretch)
     return out
 
 
@@ -668,20 +748,21 @@ def scattered(grads: Tensor, ids: Tensor, winner: Tensor, n_rows: int) -> Tensor
         # A cache line of columns or more, and enough bags for a second thread to pay.
         line = BYTES // grads.element_size()
         columns = line if width * n_bags * grads.element_size() > STRETCH_BYTES else width
-        arguments = _flat(grads.contiguous()), width, _flat(ids.long()), _flat(winner), n_bags, _flat(out)
-        _run(_scatter, (*arguments, columns), width, columns)
+        grads, ids = grads.contiguous(), ids.long()
+        arguments = *_span(grads), width, *_span(ids), *_span(winner), n_bags, *_span(out), columns
+        _SCATTER.run(grads.dtype, arguments, width, columns)
     return out
 
 
 def won(grads: Tensor, winner: Tensor, starts: Tensor) -> Tensor:
     """See :func:`firth.kernels.bags_reference.won`."""
     n_bags, width = winner.shape
-    borders = _flat(starts)
-    out = torch.empty(int(borders[-1]), width, dtype=grads.dtype)
+    out = torch.empty(int(starts[-1]), width, dtype=grads.dtype)
     if out.numel():
         stretch = _stretch(width * grads.element_size(), n_bags, len(out))
-        arguments = _flat(grads.contiguous()), width, borders, _flat(winner), _flat(out), n_bags, stretch
-        _run(_by_place, arguments, n_bags, stretch)
+        grads = grads.contiguous()
+        tensors = *_span(grads), width, *_span(starts), *_span(winner), *_span(out)
+        _BY_PLACE.run(grads.dtype, (*tensors, n_bags, stretch), n_bags, stretch)
     return out
 
 
@@ -703,7 +784,9 @@ def source(
     if mode == "mean":
         scale = torch.empty(n_places, dtype=grads.dtype)
         share = counts(ids, starts, padding_row).numpy()
-        _scales(_flat(starts), _factors(factor, grads.dtype), share, scale.numpy())
+        factors = _factors(factor, grads.dtype)
+        factors = torch.empty(0, dtype=grads.dtype) if factors is None else factors
+        _scales(_flat(starts), factors.numpy(), share, scale.numpy())
     return Source(grads, bag_of(starts, n_places), scale)
 
 
@@ -714,10 +797,11 @@ def expanded(origin: Source) -> Tensor:
     n_places, width = len(origin.row_of), origin.grads.shape[1]
     out = torch.empty(n_places, width, dtype=origin.grads.dtype)
     if out.numel():
-        factor = _factors(origin.factor, out.dtype)
+        grads, factor = origin.grads.detach().contiguous(), _factors(origin.factor, out.dtype)
         stretch = _stretch(width * out.element_size(), n_places, 0)
-        arguments = _flat(origin.grads.contiguous()), width, _flat(origin.row_of), factor, _flat(out)
-        _run(_expand, (*arguments, n_places, stretch), n_places, stretch)
+        row_of = origin.row_of.long().contiguous()
+        tensors = *_span(grads), width, *_span(row_of), *_span(factor), *_span(out)
+        _EXPAND.run(out.dtype, (*tensors, n_places, stretch), n_places, stretch)
     return out
 
 
@@ -725,9 +809,11 @@ def dots(grads: Tensor, table: Tensor, ids: Tensor, starts: Tensor, padding_row:
     """See :func:`firth.kernels.bags_reference.dots`."""
     n_bags, width = len(starts) - 1, table.shape[1]
     out = torch.zeros(len(ids), dtype=table.dtype)
-    array, borders, n_places = _places(ids, starts)
+    n_places = int(starts[-1])
     if n_places and width:
+        grads, ids = grads.contiguous(), ids.long()
         stretch = _stretch(width * table.element_size(), n_bags, n_places)
-        arguments = _flat(grads.contiguous()), _flat(table), width, array, borders, _padding(padding_row)
-        _run(_dot, (*arguments, out.numpy(), n_bags, stretch), n_bags, stretch)
+        places = width, *_span(ids), *_span(starts), -1 if padding_row is None else padding_row
+        arguments = *_span(grads), *_span(table), *places, *_span(out), n_bags, stretch
+        _DOT.run(table.dtype, arguments, n_bags, stretch)
     return out

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import cache
 from types import ModuleType
@@ -17,6 +18,11 @@ from torch import Tensor
 @cache
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(name)
 
 
 def pick(table: Tensor) -> ModuleType:
@@ -32,11 +38,7 @@ def pick(table: Tensor) -> ModuleType:
             and table.dtype in (torch.float32, torch.float64)
             and _has("firth.kernels.rows_cpu")
         ):
-            from firth.kernels import rows_cpu
-
-            return rows_cpu
+            return _module("firth.kernels.rows_cpu")
         if table.device.type == "cuda" and _has("triton") and _has("firth.kernels.rows_gpu"):
-            return importlib.import_module("firth.kernels.rows_gpu")
-    from firth.kernels import rows_reference
-
-    return rows_reference
+            return _module("firth.kernels.rows_gpu")
+    return _module("firth.kernels.rows_reference")

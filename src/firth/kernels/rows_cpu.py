@@ -22,7 +22,7 @@ other stand in this one file, because Numba's disk cache does not notice changes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numba as nb
@@ -36,6 +36,7 @@ from torch import Tensor
 from firth.kernels import rows_reference as reference
 from firth.kernels import threads
 from firth.kernels.rows_reference import Groups, Source, Update, not_finite, state_shapes
+from firth.kernels.threads import integer, real
 
 __all__ = [
     "Groups",
@@ -56,7 +57,8 @@ AHEAD_BYTES = 1 << 13  # what is prefetched before its turn, at most: a part of 
 DIGIT = 12  # the most bits that are sorted by at a time: 4,096 counters stay in the first-level cache
 STRETCH_BYTES = 1 << 17  # gradients or rows in a stretch; a thread more is not worth waking for less
 SGD, ADAGRAD, ROWWISE, ADAM = range(4)
-SHARED_GROUPS, SHARED_SUM, SHARED_SUMMED, SHARED_MOVE, SHARED_REFUSED = range(5)  # see _step
+# Cells beside the counter, see _step; the last is what threads.Kernel.run returns.
+SHARED_GROUPS, SHARED_SUM, SHARED_SUMMED, SHARED_MOVE, SHARED_REFUSED = 1, 2, 3, 4, 7
 _KIND = {"sgd": SGD, "adagrad": ADAGRAD, "rowwise_adagrad": ROWWISE, "adam": ADAM}
 # 'contract' only: sums keep their order.
 _FAST = {"nogil": True, "fastmath": {"contract"}, "boundscheck": False, "error_model": "numpy"}
@@ -498,7 +500,7 @@ def _group(ids: Any, id_bits: int, padding_row: int, rows: Any, starts: Any, ord
 # --- lookups ------------------------------------------------------------------------------------
 
 
-@nb.njit(cache=True, **_FAST)
+@nb.njit(**_FAST)
 def _gather(
     like: Any, table: int, ids: int, n: int, out: int, size: int, ahead: int, stretch: int, counter: int
 ) -> None:
@@ -544,7 +546,7 @@ def _norm(zero: Any, at: int, size: int, norm_type: Any) -> Any:
     return total if norm_type == 0 else total ** (one / norm_type)
 
 
-@nb.njit(cache=True, **_FAST)
+@nb.njit(**_FAST)
 def _too_long(
     zero: Any,
     table: int,
@@ -554,11 +556,12 @@ def _too_long(
     norm_type: Any,
     size: int,
     ahead: int,
-    wrong: Any,
+    wrong: int,
     stretch: int,
     counter: int,
 ) -> None:
-    """Sets ``wrong[p]`` where the row of place p has a norm above ``max_norm``."""
+    """Sets byte p at the address ``wrong`` where the row of place p has a norm above ``max_norm``."""
+    marks = nb.carray(threads.pointer(np.uint8(0), wrong), n)
     while True:
         first = _take(counter) * stretch
         if first >= n:
@@ -569,10 +572,11 @@ def _too_long(
         for p in range(first, end):
             if p + ahead < end:
                 _prefetch_row(table + _integer(ids, p + ahead) * size, size)
-            wrong[p] = np.float64(_norm(zero, table + _integer(ids, p) * size, size, norm_type)) > max_norm
+            norm = np.float64(_norm(zero, table + _integer(ids, p) * size, size, norm_type))
+            marks[p] = np.uint8(norm > max_norm)
 
 
-@nb.njit(cache=True, **_FAST)
+@nb.njit(**_FAST)
 def _shorten(
     zero: Any,
     table: int,
@@ -600,15 +604,15 @@ def _shorten(
 # addresses ``row_of`` and ``factor`` are 0 if places have rows of their own and count once.
 
 
-@nb.njit(cache=True, **_FAST)
-def _absolute_sums(zero: Any, grads: int, n: int, sums: Any, stretch: int, counter: int) -> None:
-    """The absolute values of ``n`` bytes of numbers, summed stretch by stretch."""
+@nb.njit(**_FAST)
+def _absolute_sums(zero: Any, grads: int, n: int, sums: int, stretch: int, counter: int) -> None:
+    """The absolute values of ``n`` bytes of numbers, summed stretch by stretch to the address ``sums``."""
     while True:
         turn = _take(counter)
         first = turn * stretch
         if first >= n:
             return
-        sums[turn] = _absolute_sum(zero, grads + first, min(stretch, n - first))
+        _set_number(sums + turn * _item(zero), _absolute_sum(zero, grads + first, min(stretch, n - first)))
 
 
 @nb.njit(**_INLINE)
@@ -662,7 +666,7 @@ def _first_group(starts: int, n_groups: int, place: int) -> int:
     return low
 
 
-@nb.njit(cache=True, **_FAST)
+@nb.njit(**_FAST)
 def _summed(
     one: Any,
     out: int,
@@ -904,51 +908,25 @@ def _move(
     buffer[0] = 0  # so that it lives until here: nobody else knows of its address
 
 
-@nb.njit(cache=True, **_FAST)
-def _update(
-    kind: int,
-    numbers: Any,
-    table: int,
-    first_state: int,
-    second_state: int,
-    n_groups: int,
-    rows: int,
-    starts: int,
-    order: int,
-    grads: int,
-    row_of: int,
-    factor: int,
-    by_freq: bool,
-    width: int,
-    ahead: int,
-    stretch: int,
-    counter: int,
-) -> None:
-    """See ``reference.update``."""
-    _move(
-        kind, numbers, table, first_state, second_state, n_groups, rows, starts, order, grads, row_of,
-        factor, by_freq, width, ahead, stretch, counter,
-    )  # fmt: skip
-
-
-@nb.njit(cache=True, **_FAST)
+@nb.njit(**_FAST)
 def _step(
     kind: int,
     numbers: Any,
     table: int,
     first_state: int,
     second_state: int,
-    ids: Any,
+    ids: int,
+    n_ids: int,
     id_bits: int,
     padding_row: int,
-    rows: Any,
-    starts: Any,
-    order: Any,
-    sums: Any,
+    rows: int,
+    starts: int,
+    order: int,
+    sums: int,
+    n_sums: int,
     n_bytes: int,
     times: float,
     limit: float,
-    shared: Any,
     grads: int,
     row_of: int,
     factor: int,
@@ -965,45 +943,123 @@ def _step(
     SHARED_REFUSED tells. Nobody waits for a thread that has not begun.
 
     Args:
-        ids, id_bits, padding_row, rows, starts, order: of ``_group``.
-        sums: (stretches of STRETCH_BYTES in the ``n_bytes`` of the gradients,).
-        shared: (8,) int64 zeros, what the threads tell each other.
-        counter: of the first thread; the others are in ``shared``.
+        ids, n_ids, id_bits, padding_row, rows, starts, order: of ``_group``, int64.
+        sums: ``n_sums`` numbers, one a stretch of STRETCH_BYTES in the ``n_bytes`` of the gradients.
+        counter: of eight; the first thread is told by it, the others are named SHARED.
     """
-    own = shared.ctypes.data
+    shared = counter
     if _take(counter) == 0:
-        n_groups = _group(ids, id_bits, padding_row, rows, starts, order)
-        _publish(own + 8 * SHARED_GROUPS, n_groups + 1)
-    n_sums = sums.shape[0]
+        n_groups = _group(
+            _integers(ids, n_ids), id_bits, padding_row, _integers(rows, n_ids), _integers(starts, n_ids + 1),
+            _integers(order, n_ids),
+        )  # fmt: skip
+        _publish(shared + 8 * SHARED_GROUPS, n_groups + 1)
     zero = numbers[0] - numbers[0]
+    item = _item(zero)
     while True:
-        turn = _take(own + 8 * SHARED_SUM)
+        turn = _take(shared + 8 * SHARED_SUM)
         if turn >= n_sums:
             break
         first = turn * STRETCH_BYTES
-        sums[turn] = _absolute_sum(zero, grads + first, min(STRETCH_BYTES, n_bytes - first))
-        _take(own + 8 * SHARED_SUMMED)
-    while _published(own + 8 * SHARED_SUMMED) < n_sums or _published(own + 8 * SHARED_GROUPS) == 0:
+        part = _absolute_sum(zero, grads + first, min(STRETCH_BYTES, n_bytes - first))
+        _set_number(sums + turn * item, part)
+        _take(shared + 8 * SHARED_SUMMED)
+    while _published(shared + 8 * SHARED_SUMMED) < n_sums or _published(shared + 8 * SHARED_GROUPS) == 0:
         pass
     bound = 0.0
     for turn in range(n_sums):
-        bound += np.float64(sums[turn])
+        bound += np.float64(_number(zero, sums + turn * item))
     if not bound * times < limit:
-        shared[SHARED_REFUSED] = 1
+        _publish(shared + 8 * SHARED_REFUSED, 1)
         return
     _move(
-        kind, numbers, table, first_state, second_state, _published(own + 8 * SHARED_GROUPS) - 1,
-        rows.ctypes.data, starts.ctypes.data, order.ctypes.data, grads, row_of, factor, by_freq, width,
-        ahead, stretch, own + 8 * SHARED_MOVE,
+        kind, numbers, table, first_state, second_state, _published(shared + 8 * SHARED_GROUPS) - 1, rows,
+        starts, order, grads, row_of, factor, by_freq, width, ahead, stretch, shared + 8 * SHARED_MOVE,
     )  # fmt: skip
 
 
-# --- threads ------------------------------------------------------------------------------------
+# --- entries ------------------------------------------------------------------------------------
+# What threads call: they read the arguments of one kernel each, see threads.Kernel.
 
 
-def _run(work: Callable[..., Any], arguments: tuple[Any, ...], items: int, stretch: int) -> None:
-    """``work(*arguments, stretch, address of a counter)`` in several threads."""
-    threads.run(work, (*arguments, stretch), items, stretch)
+@nb.njit(**_INLINE)
+def _integers(address: int, n: int) -> Any:
+    """The ``n`` int64 at an address."""
+    return nb.carray(threads.pointer(np.int64(0), address), n)
+
+
+def _gather_entry(like: Any, a: Any, counter: Any) -> None:
+    _gather(
+        threads.zero(like), integer(a, 0), integer(a, 1), integer(a, 2), integer(a, 3), integer(a, 4),
+        integer(a, 5), integer(a, 6), counter,
+    )  # fmt: skip
+
+
+def _too_long_entry(like: Any, a: Any, counter: Any) -> None:
+    zero = threads.zero(like)
+    _too_long(
+        zero, integer(a, 0), integer(a, 1), integer(a, 2), real(a, 3), _as(zero, real(a, 4)), integer(a, 5),
+        integer(a, 6), integer(a, 7), integer(a, 8), counter,
+    )  # fmt: skip
+
+
+def _shorten_entry(like: Any, a: Any, counter: Any) -> None:
+    zero = threads.zero(like)
+    _shorten(
+        zero, integer(a, 0), integer(a, 1), integer(a, 2), real(a, 3), _as(zero, real(a, 4)), integer(a, 5),
+        integer(a, 6), counter,
+    )  # fmt: skip
+
+
+def _absolute_sums_entry(like: Any, a: Any, counter: Any) -> None:
+    _absolute_sums(threads.zero(like), integer(a, 0), integer(a, 1), integer(a, 2), integer(a, 3), counter)
+
+
+def _summed_entry(like: Any, a: Any, counter: Any) -> None:
+    one = _as(threads.zero(like), 1)
+    _summed(
+        one, integer(a, 0), integer(a, 1), integer(a, 2), integer(a, 3), integer(a, 4), integer(a, 5),
+        integer(a, 6), integer(a, 7) != 0, integer(a, 8), integer(a, 9), integer(a, 10), counter,
+    )  # fmt: skip
+
+
+@nb.njit(**_INLINE)
+def _numbers_at(zero: Any, a: int, k: int) -> Any:
+    """The numbers of a step, see ``_numbers``, in the dtype of ``zero``."""
+    return (
+        _as(zero, real(a, k)), _as(zero, real(a, k + 1)), _as(zero, real(a, k + 2)),
+        _as(zero, real(a, k + 3)), _as(zero, real(a, k + 4)), _as(zero, real(a, k + 5)),
+        _as(zero, real(a, k + 6)), _as(zero, real(a, k + 7)), _as(zero, real(a, k + 8)),
+        _as(zero, real(a, k + 9)), _as(zero, real(a, k + 10)),
+    )  # fmt: skip
+
+
+def _update_entry(like: Any, a: Any, counter: Any) -> None:
+    """See ``reference.update``."""
+    _move(
+        integer(a, 0), _numbers_at(threads.zero(like), a, 1), integer(a, 12), integer(a, 13), integer(a, 14),
+        integer(a, 15), integer(a, 16), integer(a, 17), integer(a, 18), integer(a, 19), integer(a, 20),
+        integer(a, 21), integer(a, 22) != 0, integer(a, 23), integer(a, 24), integer(a, 25), counter,
+    )  # fmt: skip
+
+
+def _step_entry(like: Any, a: Any, counter: Any) -> None:
+    _step(
+        integer(a, 0), _numbers_at(threads.zero(like), a, 1), integer(a, 12), integer(a, 13), integer(a, 14),
+        integer(a, 15), integer(a, 16), integer(a, 17), integer(a, 18), integer(a, 19), integer(a, 20),
+        integer(a, 21), integer(a, 22), integer(a, 23), integer(a, 24), real(a, 25), real(a, 26),
+        integer(a, 27), integer(a, 28), integer(a, 29), integer(a, 30) != 0, integer(a, 31), integer(a, 32),
+        integer(a, 33), counter,
+    )  # fmt: skip
+
+
+_GATHER = threads.Kernel(_gather_entry, "7q")
+_TOO_LONG = threads.Kernel(_too_long_entry, "3q2d4q")
+_SHORTEN = threads.Kernel(_shorten_entry, "3q2d2q")
+_ABSOLUTE_SUMS = threads.Kernel(_absolute_sums_entry, "4q")
+_SUMMED = threads.Kernel(_summed_entry, "11q")
+_UPDATE = threads.Kernel(_update_entry, "q11d14q")
+_STEP = threads.Kernel(_step_entry, "q11d13q2d7q")
 
 
 def _stretch(row_bytes: int) -> int:
@@ -1018,8 +1074,6 @@ def _ahead(row_bytes: int) -> int:
 
 # --- the public functions -----------------------------------------------------------------------
 # Addresses are taken of tensors that have a name until the kernel returns.
-
-_SCALAR: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -1076,10 +1130,9 @@ def gather(table: Tensor, ids: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         out = torch.empty((n, table.shape[1]), dtype=table.dtype)
     if n and size:
-        ids = ids.long()
-        like = _SCALAR[table.dtype](0)
+        ids, stretch = ids.long(), _stretch(size)
         places = table.data_ptr(), ids.data_ptr(), n, out.data_ptr()
-        _run(_gather, (like, *places, size, _ahead(2 * size)), n, _stretch(size))
+        _GATHER.run(table.dtype, (*places, size, _ahead(2 * size), stretch), n, stretch)
     return out
 
 
@@ -1092,16 +1145,14 @@ def renorm(table: Tensor, ids: Tensor, max_norm: float, norm_type: float) -> Non
     n, size = len(ids), table.shape[1] * table.element_size()
     if not n or not size:
         return
-    ids = ids.long()
-    scalar = _SCALAR[table.dtype]
-    norm = float(max_norm), scalar(norm_type)
-    wrong = np.empty(n, np.bool_)
-    arguments = (scalar(0), table.data_ptr(), ids.data_ptr(), n, *norm, size, _ahead(2 * size), wrong)
-    _run(_too_long, arguments, n, _stretch(size))
+    ids, stretch = ids.long(), _stretch(size)
+    wrong = torch.empty(n, dtype=torch.bool)
+    places = table.data_ptr(), ids.data_ptr(), n, max_norm, norm_type, size
+    _TOO_LONG.run(table.dtype, (*places, _ahead(2 * size), wrong.data_ptr(), stretch), n, stretch)
     if wrong.any():
-        rows = group(ids[torch.from_numpy(wrong)], len(table)).rows
-        found = rows.data_ptr(), len(rows)
-        _run(_shorten, (scalar(0), table.data_ptr(), *found, *norm, size), len(rows), _stretch(size))
+        rows = group(ids[wrong], len(table)).rows
+        found = table.data_ptr(), rows.data_ptr(), len(rows), max_norm, norm_type
+        _SHORTEN.run(table.dtype, (*found, size, stretch), len(rows), stretch)
 
 
 def summed(groups: Groups, source: Source, by_freq: bool) -> Tensor:
@@ -1113,8 +1164,9 @@ def summed(groups: Groups, source: Source, by_freq: bool) -> Tensor:
         size = grads.shape[1] * grads.element_size()
         places = len(groups.rows), groups.starts.data_ptr(), groups.order.data_ptr()
         gradients = (_address(tensor) for tensor in source)
-        arguments = (_SCALAR[grads.dtype](1), out.data_ptr(), *places, *gradients, by_freq, size)
-        _run(_summed, (*arguments, _ahead(2 * size)), len(groups.order), _stretch(size))
+        stretch = _stretch(size)
+        arguments = (out.data_ptr(), *places, *gradients, by_freq, size, _ahead(2 * size), stretch)
+        _SUMMED.run(grads.dtype, arguments, len(groups.order), stretch)
     return out
 
 
@@ -1129,14 +1181,13 @@ def first_not_finite(groups: Groups, source: Source) -> int:
     if not grads.numel() or not len(groups.order):
         return -1
     n_bytes = grads.numel() * grads.element_size()
-    scalar = _SCALAR[grads.dtype]
-    sums = np.empty(-(-n_bytes // STRETCH_BYTES), scalar)
-    _run(_absolute_sums, (scalar(0), grads.data_ptr(), n_bytes, sums), n_bytes, STRETCH_BYTES)
-    with np.errstate(over="ignore", invalid="ignore"):
-        bound = float(sums.sum(dtype=np.float64)) * (1.0 if factor is None else float(factor.abs().max()))
+    sums = torch.empty(-(-n_bytes // STRETCH_BYTES), dtype=grads.dtype)
+    arguments = grads.data_ptr(), n_bytes, sums.data_ptr(), STRETCH_BYTES
+    _ABSOLUTE_SUMS.run(grads.dtype, arguments, n_bytes, STRETCH_BYTES)
+    bound = float(sums.double().sum()) * (1.0 if factor is None else float(factor.abs().max()))
     if row_of is not None:  # a row may sum the same gradient as often as there are places
         bound *= len(groups.order)
-    if bound < float(np.finfo(scalar).max) / 2:
+    if bound < torch.finfo(grads.dtype).max / 2:
         return -1
     wrong = (~summed(groups, source, False).isfinite().all(1)).nonzero()
     return int(groups.rows[wrong[0, 0]]) if len(wrong) else -1
@@ -1164,7 +1215,7 @@ def update(
     places = len(groups.rows), *(tensor.data_ptr() for tensor in groups)
     gradients = (_address(tensor) for tensor in source)
     arguments = (*moved.arguments, *places, *gradients, by_freq, table.shape[1], moved.ahead)
-    _run(_update, arguments, len(groups.order), moved.stretch)
+    _UPDATE.run(table.dtype, (*arguments, moved.stretch), len(groups.order), moved.stretch)
 
 
 def step(
@@ -1196,22 +1247,25 @@ def step(
     row_of = None if row_of is None else row_of.long().contiguous()
     factor = None if factor is None else factor.detach().to(table.dtype).contiguous()
     n_bytes = grads.numel() * grads.element_size()
-    scalar = _SCALAR[table.dtype]
-    sums = np.empty(-(-n_bytes // STRETCH_BYTES), scalar)
+    n_sums = -(-n_bytes // STRETCH_BYTES)
     # As in first_not_finite().
     times = (1.0 if factor is None else float(factor.abs().max())) * (1 if row_of is None else n)
-    shared = np.zeros(8, np.int64)
-    grouping = (
-        ids.long().numpy(),
-        id_bits,
-        -1 if padding_row is None else padding_row,
-        *(np.empty(n + more, np.int64) for more in (0, 1, 0)),
-    )
-    checking = sums, n_bytes, times, float(np.finfo(scalar).max) / 2, shared
-    gradients = grads.data_ptr(), _address(row_of), _address(factor)
-    arguments = (*moved.arguments, *grouping, *checking, *gradients, by_freq, width, moved.ahead)
-    _run(_step, arguments, n, moved.stretch)
-    if shared[SHARED_REFUSED]:
+    ids = ids.long()
+    scratch = torch.empty(3 * n + 1 + n_sums, dtype=torch.int64)
+    rows = scratch.data_ptr()
+    grouping = rows, rows + 8 * n, rows + 8 * (2 * n + 1)
+    checking = rows + 8 * (3 * n + 1), n_sums, n_bytes, times, torch.finfo(table.dtype).max / 2
+    refused = _STEP.run(
+        table.dtype,
+        (
+            *moved.arguments, ids.data_ptr(), n, id_bits, -1 if padding_row is None else padding_row,
+            *grouping, *checking, grads.data_ptr(), _address(row_of), _address(factor), by_freq, width,
+            moved.ahead, moved.stretch,
+        ),
+        n,
+        moved.stretch,
+    )  # fmt: skip
+    if refused:
         update(table, state, group(ids, n_rows, padding_row), source, step, by_freq)
 
 
@@ -1233,16 +1287,16 @@ def _moved(table: Tensor, state: Mapping[str, Tensor], step: Update) -> _Moved |
     size = width * table.element_size()
     tables = 2 + sum(one.dim() == 2 for one in used)  # gradients counted
     return _Moved(
-        (_KIND[step.kind], _numbers(step, _SCALAR[table.dtype]), table.data_ptr(), *states[:2]),
+        (_KIND[step.kind], *_numbers(step), table.data_ptr(), *states[:2]),
         _ahead(tables * size),
         _stretch(size),
     )
 
 
-def _numbers(step: Update, scalar: Any) -> tuple[Any, ...]:
-    """The numbers of a step as the kernel takes them, in the table's dtype."""
+def _numbers(step: Update) -> tuple[float, ...]:
+    """The numbers of a step as the kernel takes them; it rounds them to the table's dtype."""
     nesterov = step.nesterov and step.momentum != 0
-    numbers = (
+    return (
         reference.adam_rate(step) if step.kind == "adam" else step.lr,
         -1.0 if step.maximize else 1.0,
         0.0 if step.decoupled else step.weight_decay,
@@ -1255,4 +1309,3 @@ def _numbers(step: Update, scalar: Any) -> tuple[Any, ...]:
         1.0 - step.beta2,
         step.eps,
     )
-    return tuple(scalar(number) for number in numbers)

@@ -1,9 +1,10 @@
 """The threads of the row and bag kernels.
 
-A kernel of these takes half a millisecond, and waking a sleeping thread a tenth to a fifth of one. So a
-helper that has just worked stays awake for ``AWAKE`` and watches, outside Python, for the next call to begin;
-a training step calls kernel after kernel. Only then it sleeps. OpenMP's threads do the same for several
-milliseconds and must all have come before a call may end; here nobody waits for a helper that has not begun.
+A kernel of these takes a quarter to half a millisecond; waking a thread takes a tenth of one, and so does
+getting Python's lock from a thread that holds it. So a helper that has worked stays awake for ``AWAKE`` and
+watches, outside Python, for more: a training step calls kernel after kernel. Only then it sleeps. The
+caller offers the work, does it itself, and waits only for helpers that have begun. OpenMP's threads watch for
+several milliseconds, and all of them must have come before a call may end.
 
 Numba's own threads (``prange``) are not used: they end the process when two Python threads meet there.
 """
@@ -16,9 +17,11 @@ import ctypes
 import math
 import os
 import platform
+import struct
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import numba as nb
@@ -26,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 MOST_THREADS = 64
@@ -34,27 +38,113 @@ MOST_THREADS = 64
 AWAKE = 3e-4
 """Seconds that a helper without work watches for more."""
 
-_LINE = 8
-"""int64 in a cache line, of which nobody else writes while a helper watches it."""
+T = TypeVar("T")
 
-_SIGNAL, _WHOM, _DONE = 0, _LINE, 2 * _LINE
-"""Where in a helper's box stand: the address of a number that is not 0 once there is work to take part in;
-the address of the next; and 1 where its part is done."""
+# --- what kernels read their arguments by -------------------------------------------------------
 
+_INT64 = ir.IntType(64)
+_NUMBERS = {torch.float32: types.float32, torch.float64: types.float64}
 _X86 = platform.machine() in ("x86_64", "AMD64", "i686")
 
-T = TypeVar("T")
-Work = tuple[Callable[..., Any], tuple[Any, ...]]
+
+def _at(builder: Any, address: Any, k: Any, kind: Any = _INT64) -> Any:
+    return builder.gep(builder.inttoptr(address, kind.as_pointer()), [k])
 
 
 @intrinsic
-def _seen(typing_context: Any, address: Any) -> Any:
-    """The int64 at an address, read anew; what was written before it can be read from here on."""
+def integer(typing_context: Any, arguments: Any, k: Any) -> Any:
+    """Argument ``k``, a whole number."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), "acquire", 8)
+        return builder.load(_at(builder, args[0], args[1]))
 
-    return types.int64(types.int64), codegen
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def real(typing_context: Any, arguments: Any, k: Any) -> Any:
+    """Argument ``k``, a float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_at(builder, args[0], args[1], ir.DoubleType()))
+
+    return types.float64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def zero(typing_context: Any, like: Any) -> Any:
+    """0 of the dtype that the pointer ``like`` is of."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(context.get_value_type(like.dtype), 0.0)
+
+    return like.dtype(like), codegen
+
+
+@intrinsic
+def pointer(typing_context: Any, like: Any, address: Any) -> Any:
+    """The address of numbers of the dtype that ``like`` is a number or a pointer of."""
+    kind = like if isinstance(like, types.CPointer) else types.CPointer(like)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(kind))
+
+    return kind(like, types.int64), codegen
+
+
+# --- watching, outside Python -------------------------------------------------------------------
+# A helper's box: int64 in a cache line.
+
+_STATE, _ENTRY, _ARGUMENTS, _COUNTER = range(4)
+_EMPTY, _OFFERED, _TAKEN = range(3)
+_LINE = 8  # int64 in a cache line
+_SLOTS = 64  # arguments that a kernel has at most
+
+
+@intrinsic
+def _seen(typing_context: Any, box: Any, k: Any) -> Any:
+    """Cell ``k``, read anew; what was written before it can be read from here on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_at(builder, args[0], args[1]), "acquire", 8)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _show(typing_context: Any, box: Any, k: Any, value: Any) -> Any:
+    """Write cell ``k``, after all that was written before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[2], _at(builder, args[0], args[1]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _swap(typing_context: Any, box: Any, old: Any, new: Any) -> Any:
+    """Whether the box's state was ``old`` and is ``new`` now: of two that ask, one is told so."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        state = _at(builder, args[0], ir.Constant(_INT64, _STATE))
+        found = builder.cmpxchg(state, args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _call(typing_context: Any, entry: Any, arguments: Any, counter: Any) -> Any:
+    """Call a compiled kernel."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_INT64] * 3)
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(function, [ir.Constant(_INT64, 0), *args[1:]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -71,120 +161,141 @@ def _pause(typing_context: Any) -> Any:
 
 
 @nb.njit(nogil=True, cache=True)
-def _watch(signal: int, turns: int) -> bool:
-    """Whether the number that ``signal`` leads to was set while looking so many times."""
-    for _ in range(turns):
-        number = _seen(signal)
-        if number != 0 and _seen(number) > 0:
-            return True
+def _serve(box: int, turns: int) -> None:
+    """A helper's work, until it has looked so many times in vain."""
+    idle = 0
+    while idle < turns:
+        if _seen(box, _STATE) == _OFFERED and _swap(box, _OFFERED, _TAKEN):
+            _call(_seen(box, _ENTRY), _seen(box, _ARGUMENTS), _seen(box, _COUNTER))
+            _show(box, _STATE, _EMPTY)
+            idle = 0
+        idle += 1
         _pause()
-    return False
+
+
+@nb.njit(nogil=True, cache=True)
+def _settle(boxes: int, n: int, turns: int) -> bool:
+    """Take back what nobody has begun, and wait for the rest; whether it has ended."""
+    for k in range(n):
+        box = integer(boxes, k)
+        if not _swap(box, _OFFERED, _EMPTY):
+            while _seen(box, _STATE) != _EMPTY:
+                turns -= 1
+                if turns < 0:
+                    return False
+                _pause()
+    return True
+
+
+@nb.njit(nogil=True, cache=True)
+def _lead(entry: int, arguments: int, counter: int, boxes: int, n: int, turns: int) -> bool:
+    """Offer the work to the helpers of so many boxes and do it; whether they have ended too."""
+    for k in range(n):
+        box = integer(boxes, k)
+        _show(box, _ENTRY, entry)
+        _show(box, _ARGUMENTS, arguments)
+        _show(box, _COUNTER, counter)
+        _show(box, _STATE, _OFFERED)
+    _call(entry, arguments, counter)
+    return bool(_settle(boxes, n, turns))
+
+
+# --- helpers ------------------------------------------------------------------------------------
 
 
 class _Helper:
-    """A thread that takes a share of a call of a kernel."""
+    """A thread that takes a share of what is offered in its box."""
 
-    def __init__(self) -> None:
-        self._box, self._at = _aligned(3)
-        self._offers: list[Work] = []  # one or none; who pops it has it
-        self._error: BaseException | None = None
-        self._asleep = False
+    def __init__(self, turns: int) -> None:
+        self._cells, self.box = _aligned(_LINE)
+        self._turns = turns
+        self.asleep = False
         self._bell = threading.Lock()
         self._bell.acquire()
         self._closed = False
-        self._box[_WHOM] = self._at + 8 * _DONE
-        self._thread = threading.Thread(target=self._serve, name="firth-kernels", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="firth-kernels", daemon=True)
         self._thread.start()
 
-    def offer(self, work: Work, counter: int) -> None:
-        """Let it take part in a call, which begins when the number at the address ``counter`` is not 0."""
-        self._box[_DONE] = 0
-        self._offers.append(work)
-        self._box[_SIGNAL] = counter
-        if self._asleep:
-            self._asleep = False
-            self._wake()
-
-    def finish(self) -> BaseException | None:
-        """Take the offer back, or wait until it is carried out; what was raised there."""
-        self._box[_SIGNAL] = 0
-        if _taken(self._offers) is None:
-            while not _watch(self._at + 8 * _WHOM, self._turns):
-                time.sleep(AWAKE / 10)  # its core may be another's at the moment
-        error, self._error = self._error, None
-        return error
-
-    def close(self) -> None:
-        """End the thread."""
-        self._closed = True
-        self._wake()
-        self._thread.join(1.0)
-
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Ring the bell. On the core that the caller keeps busy it would sleep on: that one is forbidden."""
-        tid = self._thread.native_id
-        if _own_core is not None and tid is not None:
-            others = os.sched_getaffinity(0) - {_own_core()}
+        self.asleep = False
+        tid, own_core = self._thread.native_id, _own_core()
+        if own_core is not None and tid is not None:
+            others = os.sched_getaffinity(0) - {own_core()}
             if others:
                 os.sched_setaffinity(tid, others)
         with contextlib.suppress(RuntimeError):  # rung before
             self._bell.release()
 
-    def _serve(self) -> None:
-        self._turns = _turns(AWAKE)
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self.wake()
+        self._thread.join(1.0)
+
+    def _work(self) -> None:
         while not self._closed:
-            if not self._offers and not _watch(self._at + 8 * _SIGNAL, self._turns):
-                self._asleep = True
-                if not self._offers:
-                    self._bell.acquire()
-                self._asleep = False
-            offer = _taken(self._offers)
-            if offer is None:  # taken back
-                continue
-            self._box[_SIGNAL] = 0
-            try:
-                offer[0](*offer[1])
-            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-                self._error = error
-            del offer
-            self._box[_DONE] = 1
+            _serve(self.box, self._turns)
+            self.asleep = True
+            if self._cells[_STATE] != _OFFERED:  # by one who thought it awake
+                self._bell.acquire()
+            self.asleep = False
+
+
+class _Place:
+    """Where a call that is under way keeps its counter, its arguments and its helpers' boxes."""
+
+    def __init__(self) -> None:
+        self.cells, self.counter = _aligned(_LINE + _SLOTS + MOST_THREADS)
+        self.slots = self.cells[_LINE:].data
+        self.arguments = self.counter + 8 * _LINE
+        self.boxes = self.arguments + 8 * _SLOTS
 
 
 class _Crew:
-    """The helpers of a process, and the counters of calls under way."""
+    """The helpers of a process."""
 
     def __init__(self) -> None:
         self._idle: list[_Helper] = []
         self._all: list[_Helper] = []
-        self._counters: list[tuple[npt.NDArray[np.int64], int]] = []  # kept for good: a helper may look late
+        self._places: list[_Place] = []
+        self._turns = _turns(AWAKE)
         atexit.register(self._close)
 
-    def run(self, work: Callable[..., Any], arguments: tuple[Any, ...], n_helpers: int) -> None:
-        """``work(*arguments, counter)`` here and, as far as they come in time, in helpers."""
-        counter, at = _taken(self._counters) or _aligned(1)
-        counter[0] = 0
-        arguments = (*arguments, at)
-        helpers = []
-        for _ in range(n_helpers):
-            helper = _taken(self._idle)
+    def run(self, entry: int, layout: struct.Struct, values: tuple[Any, ...], n_helpers: int) -> int:
+        """A compiled kernel here and, as far as they come in time, in helpers; the last of its cells."""
+        place = _taken(self._places) or _Place()
+        layout.pack_into(place.slots, 0, *values)
+        place.cells[:_LINE] = 0
+        helpers: list[_Helper] = []
+        while len(helpers) < n_helpers:
+            helper = _taken(self._idle) or self._another()
             if helper is None:
-                if len(self._all) >= MOST_THREADS:
-                    break
-                helper = _Helper()
-                self._all.append(helper)
-            helper.offer((work, arguments), at)
+                break
+            if helper.asleep:
+                helper.wake()
+            place.cells[_LINE + _SLOTS + len(helpers)] = helper.box
             helpers.append(helper)
-        errors: list[BaseException | None] = []
+        n = len(helpers)
+        ended = False
         try:
-            work(*arguments)
+            ended = _lead(entry, place.arguments, place.counter, place.boxes, n, self._turns)
         finally:
-            for helper in helpers:
-                errors.append(helper.finish())
-                self._idle.append(helper)
-            self._counters.append((counter, at))
-        for error in errors:
-            if error is not None:
-                raise error
+            while not ended:
+                ended = _settle(place.boxes, n, self._turns)
+                if not ended:
+                    time.sleep(AWAKE / 10)  # its core may be another's at the moment
+            told = int(place.cells[_LINE - 1])
+            self._idle += helpers
+            self._places.append(place)
+        return told
+
+    def _another(self) -> _Helper | None:
+        if len(self._all) >= MOST_THREADS:
+            return None
+        helper = _Helper(self._turns)
+        self._all.append(helper)
+        return helper
 
     def _close(self) -> None:
         for helper in self._all:
@@ -194,26 +305,40 @@ class _Crew:
 _crews: dict[int, _Crew] = {}  # by process: threads do not survive a fork
 
 
-def run(work: Callable[..., Any], arguments: tuple[Any, ...], items: int, stretch: int) -> None:
-    """``work(*arguments, counter)`` in as many threads as torch uses and as there are stretches of the items.
+class Kernel:
+    """A compiled function that several threads may call at once to share its work.
 
     Args:
-        work: shares the items among its calls by ``counter``, the address of an int64 that is 0 at first and
-            goes up before anything else is done. It runs without Python's lock.
-        items, stretch: how many there are, and how many are taken at a time.
+        function: ``function(like, arguments, counter)``. ``like`` is a null pointer of the dtype that it is
+            compiled for; ``arguments`` the address of what :meth:`run` was given, see :func:`integer` and
+            :func:`real`; ``counter`` that of eight int64, 0 at first, by which the threads share the work.
+        layout: of the arguments, in the letters of :mod:`struct`, eight bytes each: ``q`` and ``d``.
     """
-    crew = _crews.get(os.getpid()) or _crews.setdefault(os.getpid(), _Crew())
-    crew.run(work, arguments, min(torch.get_num_threads(), -(-items // stretch)) - 1)
 
+    def __init__(self, function: Callable[[Any, Any, Any], None], layout: str) -> None:
+        self._function = function
+        self._layout = struct.Struct(layout)
+        self._compiled: dict[torch.dtype, Any] = {}
 
-def _getcpu() -> Callable[[], int] | None:
-    """What tells the number of the core that the calling thread is on, where there is such a thing."""
-    if not hasattr(os, "sched_setaffinity"):
-        return None
-    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
+    def run(self, dtype: torch.dtype, values: tuple[Any, ...], items: int, stretch: int) -> int:
+        """Call it in as many threads as torch uses and as there are stretches of the items.
 
+        Args:
+            dtype: float32 or float64. values: the arguments, numbers.
+            items, stretch: how many there are, and how many are taken at a time.
 
-_own_core = _getcpu()
+        Returns:
+            The eighth number at ``counter``, which the function may set to tell something.
+        """
+        compiled = self._compiled.get(dtype) or self._compile(dtype)
+        crew = _crews.get(os.getpid()) or _crews.setdefault(os.getpid(), _Crew())
+        threads = min(torch.get_num_threads(), -(-items // stretch))
+        return crew.run(compiled.address, self._layout, values, threads - 1)
+
+    def _compile(self, dtype: torch.dtype) -> Any:
+        signature = types.void(types.CPointer(_NUMBERS[dtype]), types.int64, types.int64)
+        made = self._compiled[dtype] = nb.cfunc(signature, cache=True)(self._function)
+        return made
 
 
 def _taken(things: list[T]) -> T | None:
@@ -224,21 +349,28 @@ def _taken(things: list[T]) -> T | None:
         return None
 
 
-def _aligned(lines: int) -> tuple[npt.NDArray[np.int64], int]:
-    """Zeros in cache lines that nothing else uses, and their address."""
-    memory = np.zeros((lines + 1) * _LINE, np.int64)
+def _aligned(n: int) -> tuple[npt.NDArray[np.int64], int]:
+    """``n`` zeros from the beginning of a cache line on, and their address."""
+    memory = np.zeros(n + 2 * _LINE, np.int64)
     first = -memory.ctypes.data // 8 % _LINE
-    zeros = memory[first : first + lines * _LINE]
-    return zeros, zeros.ctypes.data
+    return memory[first : first + n], memory.ctypes.data + 8 * first
 
 
 def _turns(seconds: float) -> int:
-    """How often :func:`_watch` looks in so much time."""
-    box, at = _aligned(1)
+    """How often :func:`_serve` looks in so much time."""
+    _, box = _aligned(_LINE)
     turns, best = 1000, math.inf
-    _watch(at, turns)
+    _serve(box, turns)
     for _ in range(5):
         began = time.perf_counter()
-        _watch(at, turns)
+        _serve(box, turns)
         best = min(best, time.perf_counter() - began)
-    return max(int(seconds / max(best, 1e-9) * turns), 1) + int(box[0])
+    return max(int(seconds / max(best, 1e-9) * turns), 1)
+
+
+@cache
+def _own_core() -> Callable[[], int] | None:
+    """What tells the number of the core that the calling thread is on, where there is such a thing."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
