@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.nn import functional as torch_functional
 
 from firth.kernels import bags, pages, rows
+from firth.kernels.rows_reference import Source
 from firth.nn import checks, functional
 
 
@@ -126,11 +127,16 @@ def _gradient(
     """The gradient of the table, (n_rows, D)."""
     if not how.sparse:
         return _apply(_Gradient, grad, factor, ids, starts, how, n_rows)
-    if factor is None and how.padding_row is None and not torch.is_grad_enabled():
+    if how.padding_row is None and not torch.is_grad_enabled():
         kernel = bags.pick(grad)
         if how.mode == "mean":
             grad = grad / kernel.counts(ids, starts, None).clamp(min=1).to(grad.dtype).unsqueeze(1)
-        values = grad.index_select(0, kernel.bag_of(starts, ids.size(0)))
+        bag_of = kernel.bag_of(starts, ids.size(0))
+        if factor is None:
+            values = grad.index_select(0, bag_of)
+        else:
+            grad = grad.contiguous()
+            values = bags.pick(grad).expanded(Source(grad, bag_of, factor))
     else:
         values = _apply(_Expanded, grad, factor, ids, starts, how)
     return functional.sparse_gradient(values, ids, n_rows, how.padding_row, how.by_freq)

@@ -18,6 +18,7 @@ from firth.errors import FirthError, SettingError
 
 # Table dtypes that the row kernels work on; others (complex, integers, 8-bit floats) go to torch.
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_KNOWN = frozenset((*FLOATS, torch.int64, torch.int32))
 
 
 class OutsideTable(FirthError, IndexError, RuntimeError):
@@ -54,17 +55,13 @@ def eager(*tensors: Tensor) -> bool:
     ``torch.jit`` tracing, functorch transforms, forward-mode differentiation and dispatch or
     function modes (``torch.device`` as a context is one).
     """
-    return (
-        plain()
-        and all(
-            _bare(one)
-            and one.device == tensors[0].device
-            and one.layout is torch.strided
-            and (one.dtype in FLOATS or one.dtype in (torch.int64, torch.int32))
-            for one in tensors
-        )
-        and _free(tensors[0].device)
-    )
+    if not plain():
+        return False
+    device = tensors[0].device
+    for one in tensors:  # all() of a generator takes twice as long
+        if not (_bare(one) and one.layout is torch.strided and one.dtype in _KNOWN and one.device == device):
+            return False
+    return _free(device)
 
 
 def _bare(tensor: Tensor) -> bool:
