@@ -203,3 +203,27 @@ def test_threads_of_python_may_meet_in_the_kernels():
     for thread in threads:
         thread.join()
     assert len(found) == 60 and all(np.array_equal(one, expected) for one in found)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ids_starts_and_factors_may_have_gaps_between_them(mode):
+    """Kernels go by addresses: what is not contiguous must be copied, not misread."""
+    table, generator = torch.randn(20, 6), torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 20, (24,), generator=generator)[::2]
+    starts = torch.tensor([0, 9, 3, 9, 7, 9, 12, 9])[::2]
+    factor = torch.randn(24)[::2] if mode == "sum" else None
+    found = bags_cpu.forward(table, ids, starts, mode, factor)
+    wanted = bags_reference.forward(table, ids, starts, mode, factor)
+    torch.testing.assert_close(found[0], wanted[0])
+    grads = torch.randn(3, 6)
+    if mode == "max":
+        winner = found[1].repeat_interleave(2, 1)[:, ::2]
+        assert torch.equal(bags_cpu.won(grads, winner, starts), bags_reference.won(grads, winner, starts))
+        assert torch.equal(bags_cpu.picked(table, ids, winner), bags_reference.picked(table, ids, winner))
+        torch.testing.assert_close(
+            bags_cpu.scattered(grads, ids, winner, 20), bags_reference.scattered(grads, ids, winner, 20)
+        )
+    else:
+        torch.testing.assert_close(
+            bags_cpu.dots(grads, table, ids, starts), bags_reference.dots(grads, table, ids, starts)
+        )

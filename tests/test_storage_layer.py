@@ -155,7 +155,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 def work(path, how):
     layer = table_layer(path)
     file = layer.file
-    print(file.steps, flush=True)
+    print("steps", file.steps, flush=True)
     while True:
         train(layer, 1)
         if how == "flush" and file.steps % 10 == 0:
@@ -176,7 +176,7 @@ for line in sys.stdin:
             work(*line.split())
         finally:
             os._exit(1)
-    print(pid, flush=True)
+    print("pid", pid, flush=True)
     os.waitpid(pid, 0)
     print("ended", flush=True)
 """
@@ -195,8 +195,8 @@ class Trainers:
     def start(self, path, how):
         """A training process, as a function that lets it go on; killed at the end with -9."""
         self._process.stdin.write(f"{path} {how}\n")
-        first, second = self.told(), self.told()  # its id and its steps, in either order
-        pid, self.steps = sorted((int(first), int(second)), reverse=True)
+        told = dict((self.told().split(), self.told().split()))  # its id and its steps, in either order
+        pid, self.steps = int(told["pid"]), int(told["steps"])
         try:
             yield lambda: os.kill(pid, signal.SIGUSR1)
         finally:

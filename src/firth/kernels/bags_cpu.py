@@ -706,7 +706,7 @@ def forward(
     """See :func:`firth.kernels.bags_reference.forward`."""
     n_bags, width = len(starts) - 1, table.shape[1]
     out = torch.empty(n_bags, width, dtype=table.dtype)
-    ids, n_places = ids.long(), int(starts[-1])
+    ids, starts, n_places = ids.long().contiguous(), starts.contiguous(), int(starts[-1])
     winner = None
     if mode == "max":
         integer = torch.int32 if table.dtype == torch.float32 else torch.int64
@@ -734,7 +734,7 @@ def picked(table: Tensor, ids: Tensor, winner: Tensor) -> Tensor:
     out = torch.empty(n_bags, width, dtype=table.dtype)
     if out.numel():
         stretch = _stretch(width * table.element_size(), n_bags, n_bags)
-        ids = ids.long()
+        ids, winner = ids.long().contiguous(), winner.contiguous()
         tensors = *_span(table), width, *_span(ids), *_span(winner), *_span(out)
         _PICK.run(table.dtype, (*tensors, n_bags, stretch), n_bags, stretch)
     return out
@@ -748,7 +748,7 @@ def scattered(grads: Tensor, ids: Tensor, winner: Tensor, n_rows: int) -> Tensor
         # A cache line of columns or more, and enough bags for a second thread to pay.
         line = BYTES // grads.element_size()
         columns = line if width * n_bags * grads.element_size() > STRETCH_BYTES else width
-        grads, ids = grads.contiguous(), ids.long()
+        grads, ids, winner = grads.contiguous(), ids.long().contiguous(), winner.contiguous()
         arguments = *_span(grads), width, *_span(ids), *_span(winner), n_bags, *_span(out), columns
         _SCATTER.run(grads.dtype, arguments, width, columns)
     return out
@@ -760,7 +760,7 @@ def won(grads: Tensor, winner: Tensor, starts: Tensor) -> Tensor:
     out = torch.empty(int(starts[-1]), width, dtype=grads.dtype)
     if out.numel():
         stretch = _stretch(width * grads.element_size(), n_bags, len(out))
-        grads = grads.contiguous()
+        grads, starts, winner = grads.contiguous(), starts.contiguous(), winner.contiguous()
         tensors = *_span(grads), width, *_span(starts), *_span(winner), *_span(out)
         _BY_PLACE.run(grads.dtype, (*tensors, n_bags, stretch), n_bags, stretch)
     return out
@@ -811,7 +811,7 @@ def dots(grads: Tensor, table: Tensor, ids: Tensor, starts: Tensor, padding_row:
     out = torch.zeros(len(ids), dtype=table.dtype)
     n_places = int(starts[-1])
     if n_places and width:
-        grads, ids = grads.contiguous(), ids.long()
+        grads, ids, starts = grads.contiguous(), ids.long().contiguous(), starts.contiguous()
         stretch = _stretch(width * table.element_size(), n_bags, n_places)
         places = width, *_span(ids), *_span(starts), -1 if padding_row is None else padding_row
         arguments = *_span(grads), *_span(table), *places, *_span(out), n_bags, stretch

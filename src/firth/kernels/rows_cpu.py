@@ -1130,7 +1130,7 @@ def gather(table: Tensor, ids: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         out = torch.empty((n, table.shape[1]), dtype=table.dtype)
     if n and size:
-        ids, stretch = ids.long(), _stretch(size)
+        ids, stretch = ids.long().contiguous(), _stretch(size)
         places = table.data_ptr(), ids.data_ptr(), n, out.data_ptr()
         _GATHER.run(table.dtype, (*places, size, _ahead(2 * size), stretch), n, stretch)
     return out
@@ -1145,7 +1145,7 @@ def renorm(table: Tensor, ids: Tensor, max_norm: float, norm_type: float) -> Non
     n, size = len(ids), table.shape[1] * table.element_size()
     if not n or not size:
         return
-    ids, stretch = ids.long(), _stretch(size)
+    ids, stretch = ids.long().contiguous(), _stretch(size)
     wrong = torch.empty(n, dtype=torch.bool)
     places = table.data_ptr(), ids.data_ptr(), n, max_norm, norm_type, size
     _TOO_LONG.run(table.dtype, (*places, _ahead(2 * size), wrong.data_ptr(), stretch), n, stretch)
@@ -1246,11 +1246,11 @@ def step(
         return
     row_of = None if row_of is None else row_of.long().contiguous()
     factor = None if factor is None else factor.detach().to(table.dtype).contiguous()
+    ids = ids.long().contiguous()
     n_bytes = grads.numel() * grads.element_size()
     n_sums = -(-n_bytes // STRETCH_BYTES)
     # As in first_not_finite().
     times = (1.0 if factor is None else float(factor.abs().max())) * (1 if row_of is None else n)
-    ids = ids.long()
     scratch = torch.empty(3 * n + 1 + n_sums, dtype=torch.int64)
     rows = scratch.data_ptr()
     grouping = rows, rows + 8 * n, rows + 8 * (2 * n + 1)

@@ -223,7 +223,8 @@ class _Helper:
         if own_core is not None and tid is not None:
             others = os.sched_getaffinity(0) - {own_core()}
             if others:
-                os.sched_setaffinity(tid, others)
+                with contextlib.suppress(OSError):  # a system that does not let us
+                    os.sched_setaffinity(tid, others)
         with contextlib.suppress(RuntimeError):  # rung before
             self._bell.release()
 
@@ -258,17 +259,22 @@ class _Crew:
     def __init__(self) -> None:
         self._idle: list[_Helper] = []
         self._all: list[_Helper] = []
-        self._places: list[_Place] = []
+        self._places: list[_Place] = []  # nobody's at the moment
+        self._made: list[_Place] = []  # all, kept for good: a call may be left by Ctrl-C, its helpers later
+        self._lock = threading.Lock()
         self._turns = _turns(AWAKE)
         atexit.register(self._close)
 
     def run(self, entry: int, layout: struct.Struct, values: tuple[Any, ...], n_helpers: int) -> int:
         """A compiled kernel here and, as far as they come in time, in helpers; the last of its cells."""
-        place = _taken(self._places) or _Place()
+        place = _taken(self._places)
+        if place is None:
+            place = _Place()
+            self._made.append(place)
         layout.pack_into(place.slots, 0, *values)
         place.cells[:_LINE] = 0
         helpers: list[_Helper] = []
-        while len(helpers) < n_helpers:
+        while len(helpers) < min(n_helpers, MOST_THREADS):
             helper = _taken(self._idle) or self._another()
             if helper is None:
                 break
@@ -291,11 +297,12 @@ class _Crew:
         return told
 
     def _another(self) -> _Helper | None:
-        if len(self._all) >= MOST_THREADS:
-            return None
-        helper = _Helper(self._turns)
-        self._all.append(helper)
-        return helper
+        with self._lock:
+            if len(self._all) >= MOST_THREADS:
+                return None
+            helper = _Helper(self._turns)
+            self._all.append(helper)
+            return helper
 
     def _close(self) -> None:
         for helper in self._all:
