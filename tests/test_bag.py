@@ -529,3 +529,20 @@ def test_a_table_in_a_file_trains(tmp_path):
     again = EmbeddingBag(N, D, mode="mean", fused=Adagrad(lr=0.1), storage=path)
     assert torch.equal(again.weight.detach(), kept) and again.file.steps == 1
     again.file.close()
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (4, 3), (3, 0), (0, 3)])
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_even_bags_share_no_memory_with_what_comes_in(shape, mode):
+    layer = EmbeddingBag(10, 4, mode=mode, sparse=True)
+    torchs = torch.nn.EmbeddingBag(10, 4, mode=mode, sparse=True, _weight=layer.weight.detach().clone())
+    ids, grad = torch.arange(shape[0] * shape[1]).reshape(shape) % 10, torch.randn(shape[0], 4)
+    before = grad.clone()
+    layer(ids).backward(grad)
+    values = layer.weight.grad._values()
+    if values.numel():
+        torchs(ids).backward(grad)
+        torch.testing.assert_close(layer.weight.grad.to_dense(), torchs.weight.grad.to_dense())
+        values.add_(1)
+        assert values.is_contiguous() and values.shape == (ids.numel(), 4)
+    assert torch.equal(grad, before)

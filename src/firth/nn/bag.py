@@ -258,7 +258,8 @@ class EmbeddingBag(TableLayer, torch.nn.EmbeddingBag):
         ids, starts, factor = self._checked(given)
         weight, mode = self.weight, self.mode
         shown = ids if given.offsets is not None else given.ids  # for positions in messages
-        how = How(mode, self.padding_idx, bool(self.scale_grad_by_freq), bool(self.sparse))
+        places = 0 if given.offsets is not None else given.ids.size(1)
+        how = How(mode, self.padding_idx, bool(self.scale_grad_by_freq), bool(self.sparse), places)
         if self.max_norm is None and self.optimizer is None and bagging.by_operator(weight, how):
             try:
                 return self._eagerly(weight, factor, ids, starts, how)

@@ -29,6 +29,7 @@ class How(NamedTuple):
     padding_row: int | None = None  # places that count for nothing
     by_freq: bool = False  # divide a row's gradient by its number of places
     sparse: bool = False  # make it a sparse tensor
+    places: int = 0  # of each bag, where all have as many; else 0
 
 
 def bag(weight: Tensor, factor: Tensor | None, ids: Tensor, starts: Tensor, how: How) -> Tensor:
@@ -131,12 +132,14 @@ def _gradient(
         kernel = bags.pick(grad)
         if how.mode == "mean":
             grad = grad / kernel.counts(ids, starts, None).clamp(min=1).to(grad.dtype).unsqueeze(1)
-        bag_of = kernel.bag_of(starts, ids.size(0))
-        if factor is None:
-            values = grad.index_select(0, bag_of)
-        else:
+        if factor is not None:
             grad = grad.contiguous()
-            values = bags.pick(grad).expanded(Source(grad, bag_of, factor))
+            source = Source(grad, kernel.bag_of(starts, ids.size(0)), factor)
+            values = bags.pick(grad).expanded(source)
+        elif how.places:
+            values = grad.repeat_interleave(how.places, 0)
+        else:
+            values = grad.index_select(0, kernel.bag_of(starts, ids.size(0)))
     else:
         values = _apply(_Expanded, grad, factor, ids, starts, how)
     return functional.sparse_gradient(values, ids, n_rows, how.padding_row, how.by_freq)

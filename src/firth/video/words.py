@@ -20,6 +20,7 @@ from firth.video.record import Symbol, unseal
 HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
 SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
 ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
+TRUST = 2  # power of what a frame says, next to the one that says most, by which it counts in that sum
 NO_NEWS = 2.0  # of two copies that differ more in what they say, the better one counts alone
 SURELY_OTHERS = 50.0  # bits that would be alike if they were the same: 7 standard deviations
 WORTH_IT = 1.07  # times what was known at the last attempt: then a spread word is tried again
@@ -70,7 +71,7 @@ class WholeWords:
         self._layouts, self._key = list(layouts), key
         self.known = False
         self._pattern = -1
-        self._llr: Floats = np.zeros(0, np.float32)
+        self._alike: list[tuple[float, Floats]] = []  # frames of that pattern: what each says, and its bits
         self._read: Words = {}  # with coded bits
 
     def miss(self) -> None:
@@ -84,15 +85,15 @@ class WholeWords:
             pattern: of the frame.
             slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
         """
-        if pattern != self._pattern or slots.shape != self._llr.shape:
-            self._pattern, self._llr, self._read = pattern, np.zeros_like(slots), {}
+        if pattern != self._pattern or (self._alike and slots.shape != self._alike[0][1].shape):
+            self._pattern, self._alike, self._read = pattern, [], {}
         self._forget_others(slots)
+        self._alike.append((pilots.information(slots), slots))
         for layout in self._layouts:
             found = self._attempt(layout, slots)
             if found:
                 self._layouts, self.known = [layout], True
                 break
-        self._llr = self._llr + slots
         return [symbol for symbol, _ in self._read.values()]
 
     def _forget_others(self, slots: Floats) -> None:
@@ -100,18 +101,18 @@ class WholeWords:
         if not self._read:
             return
         layout = self._layouts[0]
-        words, before = layout.words(slots[None]), layout.words(self._llr[None])
+        words = layout.words(slots[None])
         for at, (_, coded) in list(self._read.items()):
             if ((words[at] < 0) == coded).mean() < SAME_WORD:
                 del self._read[at]
-                before[at] = 0
-        self._llr = np.concatenate([before.reshape(-1), self._llr[layout.n_slots :]])
+                for _, before in self._alike:
+                    before[: layout.n_slots].reshape(layout.n_words, -1)[at] = 0
 
     def _attempt(self, layout: Layout, slots: Floats) -> bool:
         code = code_for(layout.n_info, layout.n_coded)
         least = HOPELESS * layout.n_info / layout.n_coded
         alone = layout.words(slots[None])
-        together = ADDED * (alone + layout.words(self._llr[None])) if self._llr.any() else None
+        together = layout.words(self._sum()[None]) if len(self._alike) > 1 else None
         for words in (alone, together):
             if words is None:
                 continue
@@ -126,6 +127,12 @@ class WholeWords:
             for number, (symbol, info) in found.items():
                 self._read[worth[number]] = symbol, code.encode(info)
         return bool(self._read)
+
+    def _sum(self) -> Floats:
+        """What the frames alike say together; one that says little is mostly a poor copy of the best."""
+        most = max(says for says, _ in self._alike)
+        weights = [ADDED * (max(says, 0.0) / max(most, 1e-9)) ** TRUST for says, _ in self._alike]
+        return np.asarray(sum(w * slots for w, (_, slots) in zip(weights, self._alike, strict=True)))
 
 
 @dataclass
