@@ -32,20 +32,23 @@ class Mixture:
     part: float
 
 
+_UNEVEN, _EVEN, _GOOD = Mixture(3, 24, 0.17), Mixture(3, 12, 0.35), Mixture(3, 8, 0.12)
 _MIXTURES = (
-    (0.16, Mixture(3, 12, 0.35)),
-    (0.365, Mixture(3, 24, 0.17)),
-    (0.395, Mixture(3, 12, 0.35)),  # of whole frames alone, see robust.PROFILES
-    (0.65, Mixture(3, 24, 0.17)),
-    (1.0, Mixture(3, 8, 0.12)),
+    (0.16, _EVEN),
+    (0.3, _UNEVEN),
+    (0.355, _EVEN),
+    (0.365, _UNEVEN),  # web, spread
+    (0.395, _EVEN),
+    (0.65, _UNEVEN),
+    (1.0, _GOOD),
 )
-"""Below which rate which degrees."""
+"""Below which rate which degrees; each rate of a profile by what that profile meets."""
 
 
 def mixture_for(rate: float) -> Mixture:
     """The degrees that decoded best at a rate, of ten to twenty tried on what came out of x264: frames of
-    1,707 to 6,829 bits, and codewords of 8,192 spread over 16. Where a quarter of the bits comes well and
-    the others badly, as from an encoder with three B-frames, few bits of many edges are best."""
+    1,707 to 6,829 bits, and codewords of 8,192 and 13,656 spread over 16. Where a quarter of the bits comes
+    well and the others badly, as from an encoder with three B-frames, few bits of many edges are best."""
     return next(mixture for limit, mixture in _MIXTURES if rate < limit)
 
 

@@ -20,7 +20,6 @@ from firth.video.record import Symbol, unseal
 HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
 SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
 ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
-TRUST = 2  # power of what a frame says, next to the one that says most, by which it counts in that sum
 NO_NEWS = 2.0  # of two copies that differ more in what they say, the better one counts alone
 SURELY_OTHERS = 50.0  # bits that would be alike if they were the same: 7 standard deviations
 WORTH_IT = 1.07  # times what was known at the last attempt: then a spread word is tried again
@@ -129,9 +128,9 @@ class WholeWords:
         return bool(self._read)
 
     def _sum(self) -> Floats:
-        """What the frames alike say together; one that says little is mostly a poor copy of the best."""
+        """What the frames alike say together; those that say less, mostly copies of the best, count less."""
         most = max(says for says, _ in self._alike)
-        weights = [ADDED * (max(says, 0.0) / max(most, 1e-9)) ** TRUST for says, _ in self._alike]
+        weights = [ADDED * max(says, 0.0) / max(most, 1e-9) for says, _ in self._alike]
         return np.asarray(sum(w * slots for w, (_, slots) in zip(weights, self._alike, strict=True)))
 
 
