@@ -110,15 +110,20 @@ def check_forward(layer: FusedLayer, *tensors: Tensor | None) -> None:
         warnings.warn(f"{name}: {STRAY}", UserWarning, stacklevel=5)
 
 
-def note_pass(ctx: Any, layer: FusedLayer) -> Tensor:
-    """What every lookup notes in forward; gives the number of steps done, to be saved for backward."""
+_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+"""Whether what is saved for backward goes through anybody's hands; where torch does not tell, it may."""
+
+
+def note_pass(ctx: Any, layer: FusedLayer) -> Tensor | None:
+    """What every lookup notes in forward; gives the number of steps done, to be saved for backward, where a
+    checkpoint may save it anew."""
     ctx.set_materialize_grads(False)
     ctx.optimizer, ctx.name, ctx.steps = layer.optimizer, name_of(layer), layer.optimizer.steps
     ctx.padding_row, ctx.by_freq = layer.padding_idx, layer.scale_grad_by_freq
-    return torch.tensor(ctx.steps, device="cpu")
+    return torch.tensor(ctx.steps, device="cpu") if _hooks(False) else None
 
 
-def check_backward(ctx: Any, steps: Tensor) -> None:
+def check_backward(ctx: Any, steps: Tensor | None) -> None:
     """Refuse a backward pass that could not do one right update.
 
     Args:
@@ -136,7 +141,7 @@ def check_backward(ctx: Any, steps: Tensor) -> None:
             "gradient is used up at once; use fused=None"
         )
     # Under non-reentrant checkpointing, what was saved is what the recomputed forward saved.
-    if int(steps) != ctx.steps:
+    if steps is not None and int(steps) != ctx.steps:
         raise RuntimeError(f"{ctx.name}: {RECOMPUTED}")
     try:
         torch._C._will_engine_execute_node(ctx.next_functions[0][0])
