@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from firth.kernels import threads
-from firth.kernels.rows_cpu import _integer, _set_number, _take
-from firth.kernels.threads import integer, zero
+from firth.kernels.rows_cpu import _set_number
+from firth.kernels.threads import integer, take, zero
 
 N = 400
 
@@ -22,14 +22,14 @@ def _mark(like, a, counter):  # type: ignore[no-untyped-def]
     """Adds one to each of ``n`` numbers, slowly; tells 7."""
     out, n, rounds = integer(a, 0), integer(a, 1), integer(a, 2)
     while True:
-        k = _take(counter)
+        k = take(counter)
         if k >= n:
             break
         total = zero(like)
         for _ in range(rounds):
             total += 1
         at = out + 8 * k
-        _set_number(at, _integer(at, 0) + np.int64(total / rounds))
+        _set_number(at, integer(at, 0) + np.int64(total / rounds))
     _set_number(counter + 56, np.int64(7))
 
 

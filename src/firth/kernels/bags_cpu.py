@@ -15,8 +15,8 @@ How they are made fast:
   gradient of a maximum) they take stretches of columns, so that no two write to the same number and
   the order of additions is that of the input.
 
-All functions that call each other stand in this one file, because Numba's disk cache does not notice
-changes in other files.
+All functions that call each other stand in this one file, but for single instructions of
+:mod:`firth.kernels.threads`, because Numba's disk cache does not notice changes in other files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from firth.kernels import bags_reference as reference
 from firth.kernels import pages, threads
 from firth.kernels.bags_reference import MODES
 from firth.kernels.rows_reference import Source
-from firth.kernels.threads import integer
+from firth.kernels.threads import integer, take
 
 __all__ = [
     "MODES",
@@ -222,17 +222,6 @@ def _prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
     return types.void(array, types.int64), codegen
 
 
-@intrinsic
-def _take(typing_context: Any, counter: Any) -> Any:
-    """The int64 at the address ``counter``, which goes up by one: each thread gets another number."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = builder.inttoptr(args[0], _INT64.as_pointer())
-        return builder.atomic_rmw("add", address, ir.Constant(_INT64, 1), "acq_rel")
-
-    return types.int64(types.int64), codegen
-
-
 # --- compiled kernels ---------------------------------------------------------------------------
 # Flat arrays: row r of a table of width D begins at r * D. ``padding_row`` is -1 for none, ``factor``
 # empty for none. Each takes stretches of so many bags (or what it says) until none is left.
@@ -269,7 +258,7 @@ def _sum(
     last = starts[n_bags] - 1
     weighted = factor.size > 0
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n_bags:
             return
         for b in range(first, min(first + stretch, n_bags)):
@@ -353,7 +342,7 @@ def _max(
     last = starts[n_bags] - 1
     wanted = winner.size > 0
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n_bags:
             return
         for b in range(first, min(first + stretch, n_bags)):
@@ -420,7 +409,7 @@ def _scatter(
 ) -> None:
     """``out[ids[winner[b, d]], d] += grads[b, d]``, in stretches of columns."""
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= width:
             return
         for b in range(n_bags):
@@ -435,7 +424,7 @@ def _pick(
     table: Any, width: int, ids: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: int
 ) -> None:
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n_bags:
             return
         for b in range(first, min(first + stretch, n_bags)):
@@ -449,7 +438,7 @@ def _by_place(
     grads: Any, width: int, starts: Any, winner: Any, out: Any, n_bags: int, stretch: int, counter: int
 ) -> None:
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n_bags:
             return
         for b in range(first, min(first + stretch, n_bags)):
@@ -470,7 +459,7 @@ def _expand(
     one = grads.dtype.type(1)
     weighted = factor.size > 0
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n_places:
             return
         for p in range(first, min(first + stretch, n_places)):
@@ -504,7 +493,7 @@ def _dot(
     zero = _splat(table.dtype.type(0))
     last = starts[n_bags] - 1
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n_bags:
             return
         for b in range(first, min(first + stretch, n_bags)):

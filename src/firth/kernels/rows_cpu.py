@@ -16,7 +16,8 @@ they are asked for:
 
 Threads take the next stretch of rows that nobody has taken. A row belongs to one stretch and its sum is
 taken in input order, so results do not depend on the number of threads. All functions that call each
-other stand in this one file, because Numba's disk cache does not notice changes in other files.
+other stand in this one file, but for single instructions of :mod:`firth.kernels.threads`, because Numba's
+disk cache does not notice changes in other files.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from torch import Tensor
 from firth.kernels import rows_reference as reference
 from firth.kernels import threads
 from firth.kernels.rows_reference import Groups, Source, Update, not_finite, state_shapes
-from firth.kernels.threads import integer, real
+from firth.kernels.threads import integer, real, seen, show, take
 
 __all__ = [
     "Groups",
@@ -197,16 +198,6 @@ def _set_number(typing_context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _integer(typing_context: Any, address: Any, k: Any) -> Any:
-    """Number ``k`` of the int64 that begin at an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(builder.inttoptr(args[0], _INT64.as_pointer()), [args[1]]))
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
 def _item(typing_context: Any, like: Any) -> Any:
     """Bytes of a number."""
 
@@ -295,38 +286,6 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
-
-
-@intrinsic
-def _take(typing_context: Any, counter: Any) -> Any:
-    """The int64 at the address ``counter``, which goes up by one: each thread gets another number."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], _INT64.as_pointer())
-        return builder.atomic_rmw("add", pointer, ir.Constant(_INT64, 1), "acq_rel")
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _publish(typing_context: Any, address: Any, value: Any) -> Any:
-    """Write an int64 that tells other threads that what was written before it is there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], builder.inttoptr(args[0], _INT64.as_pointer()), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def _published(typing_context: Any, address: Any) -> Any:
-    """The int64 at an address; what was written before it was published can be read from here on."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _INT64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), codegen
 
 
 # --- rows: ``size`` is their length in bytes ----------------------------------------------------
@@ -506,16 +465,16 @@ def _gather(
 ) -> None:
     """See ``reference.gather``; takes stretches of so many places."""
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n:
             return
         end = min(first + stretch, n)
         for p in range(first, min(first + ahead, end)):
-            _prefetch_row(table + _integer(ids, p) * size, size)
+            _prefetch_row(table + integer(ids, p) * size, size)
         for p in range(first, end):
             if p + ahead < end:
-                _prefetch_row(table + _integer(ids, p + ahead) * size, size)
-            _copy_row(like, out + p * size, table + _integer(ids, p) * size, size)
+                _prefetch_row(table + integer(ids, p + ahead) * size, size)
+            _copy_row(like, out + p * size, table + integer(ids, p) * size, size)
 
 
 @nb.njit(**_FAST)
@@ -563,16 +522,16 @@ def _too_long(
     """Sets byte p at the address ``wrong`` where the row of place p has a norm above ``max_norm``."""
     marks = nb.carray(threads.pointer(np.uint8(0), wrong), n)
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n:
             return
         end = min(first + stretch, n)
         for p in range(first, min(first + ahead, end)):
-            _prefetch_row(table + _integer(ids, p) * size, size)
+            _prefetch_row(table + integer(ids, p) * size, size)
         for p in range(first, end):
             if p + ahead < end:
-                _prefetch_row(table + _integer(ids, p + ahead) * size, size)
-            norm = np.float64(_norm(zero, table + _integer(ids, p) * size, size, norm_type))
+                _prefetch_row(table + integer(ids, p + ahead) * size, size)
+            norm = np.float64(_norm(zero, table + integer(ids, p) * size, size, norm_type))
             marks[p] = np.uint8(norm > max_norm)
 
 
@@ -590,11 +549,11 @@ def _shorten(
 ) -> None:
     """Shrinks these rows, each of which must be there once."""
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n:
             return
         for u in range(first, min(first + stretch, n)):
-            at = table + _integer(rows, u) * size
+            at = table + integer(rows, u) * size
             norm = np.float64(_norm(zero, at, size, norm_type))
             _scale_row(_as(zero, max_norm / (norm + 1e-7)), at, size)
 
@@ -608,7 +567,7 @@ def _shorten(
 def _absolute_sums(zero: Any, grads: int, n: int, sums: int, stretch: int, counter: int) -> None:
     """The absolute values of ``n`` bytes of numbers, summed stretch by stretch to the address ``sums``."""
     while True:
-        turn = _take(counter)
+        turn = take(counter)
         first = turn * stretch
         if first >= n:
             return
@@ -619,7 +578,7 @@ def _absolute_sums(zero: Any, grads: int, n: int, sums: int, stretch: int, count
 def _gradient_at(grads: int, row_of: int, place: int, size: int) -> int:
     row = place
     if row_of:
-        row = _integer(row_of, place)
+        row = integer(row_of, place)
     return grads + row * size
 
 
@@ -638,12 +597,12 @@ def _sum_row(
 ) -> None:
     """The gradient of the places ``order[first:end]``, summed in that order, to the address ``to``."""
     step = _item(one)
-    place = _integer(order, first)
+    place = integer(order, first)
     _copy_row(one, to, _gradient_at(grads, row_of, place, size), size)
     if factor:
         _scale_row(_number(one, factor + place * step), to, size)
     for k in range(first + 1, end):
-        place = _integer(order, k)
+        place = integer(order, k)
         scale = one
         if factor:
             scale = _number(one, factor + place * step)
@@ -659,7 +618,7 @@ def _first_group(starts: int, n_groups: int, place: int) -> int:
     high = n_groups
     while low < high:
         middle = (low + high) // 2
-        if _integer(starts, middle) < place:
+        if integer(starts, middle) < place:
             low = middle + 1
         else:
             high = middle
@@ -683,18 +642,18 @@ def _summed(
     counter: int,
 ) -> None:
     """See ``reference.summed``."""
-    n = _integer(starts, n_groups)
+    n = integer(starts, n_groups)
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n:
             return
         u_end = _first_group(starts, n_groups, first + stretch)
-        k_end = _integer(starts, u_end)
+        k_end = integer(starts, u_end)
         for u in range(_first_group(starts, n_groups, first), u_end):
-            begin = _integer(starts, u)
-            end = _integer(starts, u + 1)
+            begin = integer(starts, u)
+            end = integer(starts, u + 1)
             for soon in range(begin + ahead, min(end + ahead, k_end)):
-                _prefetch_row(_gradient_at(grads, row_of, _integer(order, soon), size), size)
+                _prefetch_row(_gradient_at(grads, row_of, integer(order, soon), size), size)
             _sum_row(one, out + u * size, grads, row_of, factor, order, begin, end, by_freq, size)
 
 
@@ -853,29 +812,29 @@ def _move(
     in_place = factor == 0 and not by_freq and sign == one and decay == zero and not clips
     buffer = np.empty(size + LINE, np.uint8)
     total: Any = (buffer.ctypes.data + LINE - 1) // LINE * LINE
-    n = _integer(starts, n_groups)
+    n = integer(starts, n_groups)
     while True:
-        first = _take(counter) * stretch
+        first = take(counter) * stretch
         if first >= n:
             break
         u_begin = _first_group(starts, n_groups, first)
         u_end = _first_group(starts, n_groups, first + stretch)
-        k_begin = _integer(starts, u_begin)
-        k_end = _integer(starts, u_end)
+        k_begin = integer(starts, u_begin)
+        k_end = integer(starts, u_end)
         for soon in range(u_begin, min(u_begin + ahead, u_end)):
-            _prefetch_used(_integer(rows, soon), kind, table, first_state, second_state, size, item)
+            _prefetch_used(integer(rows, soon), kind, table, first_state, second_state, size, item)
         for soon in range(k_begin, min(k_begin + ahead, k_end)):
-            _prefetch_row(_gradient_at(grads, row_of, _integer(order, soon), size), size)
+            _prefetch_row(_gradient_at(grads, row_of, integer(order, soon), size), size)
         for u in range(u_begin, u_end):
-            begin = _integer(starts, u)
-            end = _integer(starts, u + 1)
-            row = _integer(rows, u)
+            begin = integer(starts, u)
+            end = integer(starts, u + 1)
+            row = integer(rows, u)
             at = table + row * size
             if u + ahead < u_end:
-                _prefetch_used(_integer(rows, u + ahead), kind, table, first_state, second_state, size, item)
+                _prefetch_used(integer(rows, u + ahead), kind, table, first_state, second_state, size, item)
             for soon in range(begin + ahead, min(end + ahead, k_end)):
-                _prefetch_row(_gradient_at(grads, row_of, _integer(order, soon), size), size)
-            g_at = _gradient_at(grads, row_of, _integer(order, begin), size)
+                _prefetch_row(_gradient_at(grads, row_of, integer(order, soon), size), size)
+            g_at = _gradient_at(grads, row_of, integer(order, begin), size)
             if not (in_place and end == begin + 1):
                 g_at = total
                 _sum_row(one, total, grads, row_of, factor, order, begin, end, by_freq, size)
@@ -948,32 +907,32 @@ def _step(
         counter: of eight; the first thread is told by it, the others are named SHARED.
     """
     shared = counter
-    if _take(counter) == 0:
+    if take(counter) == 0:
         n_groups = _group(
             _integers(ids, n_ids), id_bits, padding_row, _integers(rows, n_ids), _integers(starts, n_ids + 1),
             _integers(order, n_ids),
         )  # fmt: skip
-        _publish(shared + 8 * SHARED_GROUPS, n_groups + 1)
+        show(shared, SHARED_GROUPS, n_groups + 1)
     zero = numbers[0] - numbers[0]
     item = _item(zero)
     while True:
-        turn = _take(shared + 8 * SHARED_SUM)
+        turn = take(shared + 8 * SHARED_SUM)
         if turn >= n_sums:
             break
         first = turn * STRETCH_BYTES
         part = _absolute_sum(zero, grads + first, min(STRETCH_BYTES, n_bytes - first))
         _set_number(sums + turn * item, part)
-        _take(shared + 8 * SHARED_SUMMED)
-    while _published(shared + 8 * SHARED_SUMMED) < n_sums or _published(shared + 8 * SHARED_GROUPS) == 0:
+        take(shared + 8 * SHARED_SUMMED)
+    while seen(shared, SHARED_SUMMED) < n_sums or seen(shared, SHARED_GROUPS) == 0:
         pass
     bound = 0.0
     for turn in range(n_sums):
         bound += np.float64(_number(zero, sums + turn * item))
     if not bound * times < limit:
-        _publish(shared + 8 * SHARED_REFUSED, 1)
+        show(shared, SHARED_REFUSED, 1)
         return
     _move(
-        kind, numbers, table, first_state, second_state, _published(shared + 8 * SHARED_GROUPS) - 1, rows,
+        kind, numbers, table, first_state, second_state, seen(shared, SHARED_GROUPS) - 1, rows,
         starts, order, grads, row_of, factor, by_freq, width, ahead, stretch, shared + 8 * SHARED_MOVE,
     )  # fmt: skip
 

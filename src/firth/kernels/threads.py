@@ -82,6 +82,17 @@ def zero(typing_context: Any, like: Any) -> Any:
 
 
 @intrinsic
+def take(typing_context: Any, counter: Any) -> Any:
+    """The int64 at the address ``counter``, which goes up by one: each thread gets another number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = builder.inttoptr(args[0], _INT64.as_pointer())
+        return builder.atomic_rmw("add", at, ir.Constant(_INT64, 1), "acq_rel")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
 def pointer(typing_context: Any, like: Any, address: Any) -> Any:
     """The address of numbers of the dtype that ``like`` is a number or a pointer of."""
     kind = like if isinstance(like, types.CPointer) else types.CPointer(like)
@@ -102,7 +113,7 @@ _SLOTS = 64  # arguments that a kernel has at most
 
 
 @intrinsic
-def _seen(typing_context: Any, box: Any, k: Any) -> Any:
+def seen(typing_context: Any, cells: Any, k: Any) -> Any:
     """Cell ``k``, read anew; what was written before it can be read from here on."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -112,7 +123,7 @@ def _seen(typing_context: Any, box: Any, k: Any) -> Any:
 
 
 @intrinsic
-def _show(typing_context: Any, box: Any, k: Any, value: Any) -> Any:
+def show(typing_context: Any, cells: Any, k: Any, value: Any) -> Any:
     """Write cell ``k``, after all that was written before."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -165,9 +176,9 @@ def _serve(box: int, turns: int) -> None:
     """A helper's work, until it has looked so many times in vain."""
     idle = 0
     while idle < turns:
-        if _seen(box, _STATE) == _OFFERED and _swap(box, _OFFERED, _TAKEN):
-            _call(_seen(box, _ENTRY), _seen(box, _ARGUMENTS), _seen(box, _COUNTER))
-            _show(box, _STATE, _EMPTY)
+        if seen(box, _STATE) == _OFFERED and _swap(box, _OFFERED, _TAKEN):
+            _call(seen(box, _ENTRY), seen(box, _ARGUMENTS), seen(box, _COUNTER))
+            show(box, _STATE, _EMPTY)
             idle = 0
         idle += 1
         _pause()
@@ -179,7 +190,7 @@ def _settle(boxes: int, n: int, turns: int) -> bool:
     for k in range(n):
         box = integer(boxes, k)
         if not _swap(box, _OFFERED, _EMPTY):
-            while _seen(box, _STATE) != _EMPTY:
+            while seen(box, _STATE) != _EMPTY:
                 turns -= 1
                 if turns < 0:
                     return False
@@ -192,10 +203,10 @@ def _lead(entry: int, arguments: int, counter: int, boxes: int, n: int, turns: i
     """Offer the work to the helpers of so many boxes and do it; whether they have ended too."""
     for k in range(n):
         box = integer(boxes, k)
-        _show(box, _ENTRY, entry)
-        _show(box, _ARGUMENTS, arguments)
-        _show(box, _COUNTER, counter)
-        _show(box, _STATE, _OFFERED)
+        show(box, _ENTRY, entry)
+        show(box, _ARGUMENTS, arguments)
+        show(box, _COUNTER, counter)
+        show(box, _STATE, _OFFERED)
     _call(entry, arguments, counter)
     return bool(_settle(boxes, n, turns))
 
