@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from firth.errors import SettingError
-from firth.video import geometry, pilots
+from firth.video import geometry, pilots, words
 from firth.video.erasure import Cutter, Joiner
 from firth.video.payload import locator_key, pack, unpack
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
@@ -173,6 +173,13 @@ def test_frames_alike_add_up() -> None:
         noisy.append(np.clip(np.rint(dirty), 0, 255).astype(np.uint8))
     assert not any(read(HARD, [frame]).found for frame in noisy)
     assert read(HARD, frames[:4] + noisy).found == 2
+
+
+def test_a_film_that_stands_still_takes_no_more_memory() -> None:
+    kind = words.WholeWords([HARD.layout(HEIGHT, WIDTH)], KEY)
+    for _ in range(3 * words.MOST_ALIKE):
+        kind.add(3, np.zeros(HARD.layout(HEIGHT, WIDTH).n_slots, np.float32))
+    assert len(kind._alike) == words.MOST_ALIKE
 
 
 @pytest.mark.parametrize("name", PROFILES)

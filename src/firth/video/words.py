@@ -18,6 +18,7 @@ from firth.video.ldpc import code_for
 from firth.video.record import Symbol, unseal
 
 HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
+MOST_ALIKE = 8  # frames of one pattern that are kept, however long a film stands still; profiles repeat four
 SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
 ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
 NO_NEWS = 2.0  # of two copies that differ more in what they say, the better one counts alone
@@ -87,7 +88,7 @@ class WholeWords:
         if pattern != self._pattern or (self._alike and slots.shape != self._alike[0][1].shape):
             self._pattern, self._alike, self._read = pattern, [], {}
         self._forget_others(slots)
-        self._alike.append((pilots.information(slots), slots))
+        self._alike = [*self._alike[1 - MOST_ALIKE :], (pilots.information(slots), slots)]
         for layout in self._layouts:
             found = self._attempt(layout, slots)
             if found:
