@@ -1,16 +1,36 @@
-"""Memory for large tables, on huge pages where the system gives them."""
+"""Memory for large tables, on huge pages where the system gives them, and for large results, used again."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import mmap
+import threading
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 HUGE = 32 << 20
 """Bytes from which on memory is asked for in huge pages; smaller pieces may be recycled ones."""
+
+REUSED = 1 << 20
+"""Bytes from which on results get memory that is kept; smaller pieces the allocator keeps itself."""
+
+KEPT = 128 << 20
+"""Most bytes that are kept while no tensor is in them."""
+
+_PAGE = 2 << 20  # of memory, a huge one
+
+# A private mapping: Python's own choice would be shared with processes that are forked.
+_PRIVATE: dict[str, Any] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)
+_NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, like: Tensor | None = None) -> Tensor:
@@ -33,6 +53,92 @@ def empty(shape: Sequence[int], dtype: torch.dtype, like: Tensor | None = None) 
 def zeros(shape: Sequence[int], dtype: torch.dtype, like: Tensor | None = None) -> Tensor:
     """:func:`empty`, filled with zeros."""
     return empty(shape, dtype, like).zero_()
+
+
+def result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU whose values are not set, in memory that earlier results may have left.
+
+    The allocator may give memory of some megabytes back to the system and ask for it anew in every step of
+    training; each of its pages then costs a fault, together as much as a lookup. So memory from which the
+    last tensor has gone waits here for the next one, ``KEPT`` bytes at most. Below ``REUSED`` bytes, and
+    for dtypes other than float32 and float64, this is torch.empty.
+    """
+    kind = _NUMPY.get(dtype)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if kind is None or n_bytes < REUSED:
+        return torch.empty(shape, dtype=dtype)
+    block = _kept.take(n_bytes)
+    if block is None:
+        block = _new_block(n_bytes)
+    if block is None:  # torch says what is wrong
+        return torch.empty(shape, dtype=dtype)
+    array = np.ndarray(shape, kind, block)
+    _kept.watch(array, block)
+    return torch.from_numpy(array)
+
+
+class _Watch(weakref.ref[Any]):
+    """Tells when an array goes; knows the block that it is in."""
+
+    __slots__ = ("block",)
+    block: Any
+
+
+class _Kept:
+    """Blocks of memory, uint8, and where they are."""
+
+    def __init__(self) -> None:
+        self._idle: list[Any] = []  # no tensor is in them; the one left last at the end
+        self._used: dict[int, _Watch] = {}  # a reference must live to be told
+        self._lock = threading.Lock()
+
+    def take(self, n_bytes: int) -> Any:
+        """A block of at least so many bytes and not much more, nobody else's; ``None``: there is none."""
+        if not self._lock.acquire(blocking=False):  # two at once: one gets new memory
+            return None
+        try:
+            for at in range(len(self._idle) - 1, -1, -1):
+                if n_bytes <= self._idle[at].nbytes <= 2 * n_bytes + _PAGE:
+                    return self._idle.pop(at)
+        finally:
+            self._lock.release()
+        return None
+
+    def watch(self, array: Any, block: Any) -> None:
+        """Have the block back when the array goes, with the last tensor that is in it."""
+        watch = _Watch(array, self._back)
+        watch.block = block
+        self._used[id(watch)] = watch
+
+    def _back(self, watch: _Watch) -> None:
+        # Anywhere, within take() too: it may not wait.
+        del self._used[id(watch)]
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._idle.append(watch.block)
+            while sum(one.nbytes for one in self._idle) > KEPT:
+                del self._idle[0]
+        finally:
+            self._lock.release()
+
+
+_kept = _Kept()
+
+
+def _new_block(n_bytes: int) -> Any:
+    """New memory, whole huge pages, or ``None`` where the system has none."""
+    size = -(-n_bytes // _PAGE) * _PAGE
+    try:
+        memory = mmap.mmap(-1, size + _PAGE, **_PRIVATE)
+    except (OSError, OverflowError, ValueError):
+        return None
+    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    block = np.frombuffer(memory, np.uint8)
+    first = -block.ctypes.data % _PAGE
+    return block[first : first + size]
 
 
 def _ask_for_huge_pages(tensor: Tensor) -> None:

@@ -34,9 +34,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 from torch import Tensor
 
+from firth.kernels import pages, threads
 from firth.kernels import rows_reference as reference
-from firth.kernels import threads
-from firth.kernels.rows_reference import Groups, Source, Update, not_finite, state_shapes
+from firth.kernels.rows_reference import Groups, Source, Update, not_finite, outside, state_shapes
 from firth.kernels.threads import integer, real, seen, show, take
 
 __all__ = [
@@ -56,10 +56,13 @@ __all__ = [
 
 AHEAD_BYTES = 1 << 13  # what is prefetched before its turn, at most: a part of the first-level cache
 DIGIT = 12  # the most bits that are sorted by at a time: 4,096 counters stay in the first-level cache
+STREAM_BYTES = 1 << 22  # results from so many bytes on are written past the caches, which they would clear
 STRETCH_BYTES = 1 << 17  # gradients or rows in a stretch; a thread more is not worth waking for less
 SGD, ADAGRAD, ROWWISE, ADAM = range(4)
 # Cells beside the counter, see _step; the last is what threads.Kernel.run returns.
 SHARED_GROUPS, SHARED_SUM, SHARED_SUMMED, SHARED_MOVE, SHARED_REFUSED = 1, 2, 3, 4, 7
+# Sums of absolute values below it tell that no sum of these numbers overflows.
+_LIMIT = {dtype: torch.finfo(dtype).max / 2 for dtype in (torch.float32, torch.float64)}
 _KIND = {"sgd": SGD, "adagrad": ADAGRAD, "rowwise_adagrad": ROWWISE, "adam": ADAM}
 # 'contract' only: sums keep their order.
 _FAST = {"nogil": True, "fastmath": {"contract"}, "boundscheck": False, "error_model": "numpy"}
@@ -141,6 +144,31 @@ def _store(typing_context: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, value), codegen
+
+
+@intrinsic
+def _stream(typing_context: Any, address: Any, value: Any) -> Any:
+    """Write a vector past the caches, to an address that is a multiple of LINE; see :func:`_streamed`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        store = builder.store(args[1], builder.inttoptr(args[0], value.llvm.as_pointer()))
+        store.align = LINE
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INT32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+@intrinsic
+def _streamed(typing_context: Any) -> Any:
+    """What was written by :func:`_stream` before it is there for whoever is told of it after it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if threads.X86:
+            builder.call(_llvm_function(builder, "llvm.x86.sse.sfence", ir.VoidType(), []), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
@@ -315,6 +343,13 @@ def _copy_row(like: Any, to: int, at: int, size: int) -> None:
 
 
 @nb.njit(**_INLINE)
+def _stream_row(like: Any, to: int, at: int, size: int) -> None:
+    """:func:`_copy_row` past the caches; ``to`` and ``size`` are multiples of LINE."""
+    for b in range(0, size, LINE):
+        _stream(to + b, _load(like, at + b))
+
+
+@nb.njit(**_INLINE)
 def _scale_row(scale: Any, at: int, size: int) -> None:
     """Multiply a row in place."""
     full = size // LINE * LINE
@@ -459,22 +494,49 @@ def _group(ids: Any, id_bits: int, padding_row: int, rows: Any, starts: Any, ord
 # --- lookups ------------------------------------------------------------------------------------
 
 
+@nb.njit(**_INLINE)
+def _all_within(ids: int, first: int, end: int, n_rows: int) -> bool:
+    """Whether the ids of these places name rows."""
+    wrong = np.int64(0)
+    for p in range(first, end):  # counted: a branch would not be vectorised
+        wrong += np.int64((integer(ids, p) < 0) | (integer(ids, p) >= n_rows))
+    return bool(wrong == 0)
+
+
 @nb.njit(**_FAST)
 def _gather(
-    like: Any, table: int, ids: int, n: int, out: int, size: int, ahead: int, stretch: int, counter: int
+    like: Any,
+    table: int,
+    n_rows: int,
+    ids: int,
+    n: int,
+    out: int,
+    size: int,
+    ahead: int,
+    stretch: int,
+    streams: bool,
+    counter: int,
 ) -> None:
-    """See ``reference.gather``; takes stretches of so many places."""
+    """See ``reference.gather``; takes stretches of so many places. SHARED_REFUSED: an id is outside."""
     while True:
         first = take(counter) * stretch
         if first >= n:
-            return
+            break
         end = min(first + stretch, n)
+        if not _all_within(ids, first, end, n_rows):
+            show(counter, SHARED_REFUSED, 1)
+            break
         for p in range(first, min(first + ahead, end)):
             _prefetch_row(table + integer(ids, p) * size, size)
         for p in range(first, end):
             if p + ahead < end:
                 _prefetch_row(table + integer(ids, p + ahead) * size, size)
-            _copy_row(like, out + p * size, table + integer(ids, p) * size, size)
+            if streams:
+                _stream_row(like, out + p * size, table + integer(ids, p) * size, size)
+            else:
+                _copy_row(like, out + p * size, table + integer(ids, p) * size, size)
+    if streams:
+        _streamed()
 
 
 @nb.njit(**_FAST)
@@ -950,7 +1012,7 @@ def _integers(address: int, n: int) -> Any:
 def _gather_entry(like: Any, a: Any, counter: Any) -> None:
     _gather(
         threads.zero(like), integer(a, 0), integer(a, 1), integer(a, 2), integer(a, 3), integer(a, 4),
-        integer(a, 5), integer(a, 6), counter,
+        integer(a, 5), integer(a, 6), integer(a, 7), integer(a, 8) != 0, counter,
     )  # fmt: skip
 
 
@@ -1012,7 +1074,7 @@ def _step_entry(like: Any, a: Any, counter: Any) -> None:
     )  # fmt: skip
 
 
-_GATHER = threads.Kernel(_gather_entry, "7q")
+_GATHER = threads.Kernel(_gather_entry, "9q")
 _TOO_LONG = threads.Kernel(_too_long_entry, "3q2d4q")
 _SHORTEN = threads.Kernel(_shorten_entry, "3q2d2q")
 _ABSOLUTE_SUMS = threads.Kernel(_absolute_sums_entry, "4q")
@@ -1067,7 +1129,7 @@ def first_outside(ids: Tensor, n_rows: int) -> int:
 def group(ids: Tensor, n_rows: int, padding_row: int | None = None) -> Groups:
     """See :func:`firth.kernels.rows_reference.group`."""
     id_bits = max(n_rows - 1, 0).bit_length()
-    if _too_many(ids, id_bits):
+    if _too_many(ids.shape[0], id_bits):
         return reference.group(ids, n_rows, padding_row)
     rows, starts, order = (np.empty(len(ids) + more, np.int64) for more in (0, 1, 0))
     n = _group(ids.long().numpy(), id_bits, -1 if padding_row is None else padding_row, rows, starts, order)
@@ -1077,21 +1139,26 @@ def group(ids: Tensor, n_rows: int, padding_row: int | None = None) -> Groups:
     )
 
 
-def _too_many(ids: Tensor, id_bits: int) -> bool:
-    """Whether id and place do not fit one number."""
-    n = ids.shape[0]
+def _too_many(n: int, id_bits: int) -> bool:
+    """Whether id and place, of so many, do not fit one number."""
     return id_bits + n.bit_length() > 62 or n >= 1 << 31
 
 
 def gather(table: Tensor, ids: Tensor, out: Tensor | None = None) -> Tensor:
     """See :func:`firth.kernels.rows_reference.gather`."""
-    n, size = ids.shape[0], table.shape[1] * table.element_size()
+    n, (n_rows, width) = ids.shape[0], table.shape
+    size = width * table.element_size()
     if out is None:
-        out = torch.empty((n, table.shape[1]), dtype=table.dtype)
-    if n and size:
-        ids, stretch = ids.long().contiguous(), _stretch(size)
-        places = table.data_ptr(), ids.data_ptr(), n, out.data_ptr()
-        _GATHER.run(table.dtype, (*places, size, _ahead(2 * size), stretch), n, stretch)
+        out = pages.result((n, width), table.dtype)
+    if not size:
+        if first_outside(ids, n_rows) >= 0:
+            raise outside(n_rows)
+    elif n:
+        ids, stretch, to = ids.long().contiguous(), _stretch(size), out.data_ptr()
+        streams = n * size >= STREAM_BYTES and size % LINE == 0 and to % LINE == 0
+        places = table.data_ptr(), n_rows, ids.data_ptr(), n, to
+        if _GATHER.run(table.dtype, (*places, size, _ahead(2 * size), stretch, streams), n, stretch):
+            raise outside(n_rows)
     return out
 
 
@@ -1146,7 +1213,7 @@ def first_not_finite(groups: Groups, source: Source) -> int:
     bound = float(sums.double().sum()) * (1.0 if factor is None else float(factor.abs().max()))
     if row_of is not None:  # a row may sum the same gradient as often as there are places
         bound *= len(groups.order)
-    if bound < torch.finfo(grads.dtype).max / 2:
+    if bound < _LIMIT[grads.dtype]:
         return -1
     wrong = (~summed(groups, source, False).isfinite().all(1)).nonzero()
     return int(groups.rows[wrong[0, 0]]) if len(wrong) else -1
@@ -1190,32 +1257,34 @@ def step(
     moved = _moved(table, state, step)
     n, (n_rows, width) = ids.shape[0], table.shape  # len() of a tensor is ten times slower
     id_bits = max(n_rows - 1, 0).bit_length()
-    grads, row_of, factor = source
-    n_places = (grads if row_of is None else row_of).shape[0]
+    dtype, (grads, row_of, factor) = table.dtype, source
+    n_grads = grads.shape[0]
     if (
         moved is None
-        or grads.dtype != table.dtype
+        or grads.dtype != dtype
         or not grads.is_contiguous()
         or not n
-        or n_places < n
-        or not grads.numel()
-        or _too_many(ids, id_bits)
+        or (n_grads if row_of is None else row_of.shape[0]) < n
+        or not n_grads * width
+        or _too_many(n, id_bits)
     ):
         update(table, state, group(ids, n_rows, padding_row), source, step, by_freq)
         return
-    row_of = None if row_of is None else row_of.long().contiguous()
-    factor = None if factor is None else factor.detach().to(table.dtype).contiguous()
     ids = ids.long().contiguous()
-    n_bytes = grads.numel() * grads.element_size()
+    times = 1.0  # as in first_not_finite()
+    if row_of is not None:
+        row_of, times = row_of.long().contiguous(), float(n)
+    if factor is not None:
+        factor = factor.detach().to(dtype).contiguous()
+        times *= float(factor.abs().max())
+    n_bytes = n_grads * width * dtype.itemsize
     n_sums = -(-n_bytes // STRETCH_BYTES)
-    # As in first_not_finite().
-    times = (1.0 if factor is None else float(factor.abs().max())) * (1 if row_of is None else n)
     scratch = torch.empty(3 * n + 1 + n_sums, dtype=torch.int64)
     rows = scratch.data_ptr()
     grouping = rows, rows + 8 * n, rows + 8 * (2 * n + 1)
-    checking = rows + 8 * (3 * n + 1), n_sums, n_bytes, times, torch.finfo(table.dtype).max / 2
+    checking = rows + 8 * (3 * n + 1), n_sums, n_bytes, times, _LIMIT[dtype]
     refused = _STEP.run(
-        table.dtype,
+        dtype,
         (
             *moved.arguments, ids.data_ptr(), n, id_bits, -1 if padding_row is None else padding_row,
             *grouping, *checking, grads.data_ptr(), _address(row_of), _address(factor), by_freq, width,
@@ -1238,18 +1307,18 @@ class _Moved(NamedTuple):
 
 def _moved(table: Tensor, state: Mapping[str, Tensor], step: Update) -> _Moved | None:
     """``None`` for state that the kernels do not work on."""
-    n_rows, width = table.shape
-    used = [state[name] for name in state_shapes(step.kind, n_rows, width, step.momentum)]
-    if any(one.dtype != table.dtype or not one.is_contiguous() for one in used):
-        return None
-    states = [one.data_ptr() for one in used] + [0, 0]
-    size = width * table.element_size()
-    tables = 2 + sum(one.dim() == 2 for one in used)  # gradients counted
-    return _Moved(
-        (_KIND[step.kind], *_numbers(step), table.data_ptr(), *states[:2]),
-        _ahead(tables * size),
-        _stretch(size),
-    )
+    dtype, (n_rows, width) = table.dtype, table.shape
+    size = width * dtype.itemsize
+    states, tables = [], 2  # rows that a row takes, gradients counted
+    for name, shape in state_shapes(step.kind, n_rows, width, step.momentum).items():
+        one = state[name]
+        if one.dtype != dtype or not one.is_contiguous():
+            return None
+        states.append(one.data_ptr())
+        tables += len(shape) == 2
+    first, second, *_ = (*states, 0, 0)
+    arguments = _KIND[step.kind], *_numbers(step), table.data_ptr(), first, second
+    return _Moved(arguments, _ahead(tables * size), _stretch(size))
 
 
 def _numbers(step: Update) -> tuple[float, ...]:

@@ -103,13 +103,23 @@ def group(ids: Tensor, n_rows: int, padding_row: int | None = None) -> Groups:
 # --- lookups ------------------------------------------------------------------------------------
 
 
+def outside(n_rows: int) -> IndexError:
+    """What is raised for an id that names no row."""
+    return IndexError(f"an id is outside the table of {n_rows} rows")
+
+
 @torch.no_grad()
 def gather(table: Tensor, ids: Tensor, out: Tensor | None = None) -> Tensor:
     """The rows looked up, (B, D): ``out[p] = table[ids[p]]``.
 
     Args:
         out: (B, D) to write into, contiguous, of the table's dtype; a new tensor if ``None``.
+
+    Raises:
+        IndexError: an id names no row; ``out`` may hold anything then. A GPU's kernels do not look.
     """
+    if table.device.type == "cpu" and first_outside(ids, table.shape[0]) >= 0:
+        raise outside(table.shape[0])
     rows = table.detach().index_select(0, ids)
     return rows if out is None else out.copy_(rows)
 

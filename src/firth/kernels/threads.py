@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _INT64 = ir.IntType(64)
 _NUMBERS = {torch.float32: types.float32, torch.float64: types.float64}
-_X86 = platform.machine() in ("x86_64", "AMD64", "i686")
+X86 = platform.machine() in ("x86_64", "AMD64", "i686")
 
 
 def _at(builder: Any, address: Any, k: Any, kind: Any = _INT64) -> Any:
@@ -163,7 +163,7 @@ def _pause(typing_context: Any) -> Any:
     """Leave the core's units to its other thread for a moment, where the processor knows how."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if _X86:
+        if X86:
             kind = ir.FunctionType(ir.VoidType(), [])
             builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
         return context.get_dummy_value()
@@ -199,8 +199,10 @@ def _settle(boxes: int, n: int, turns: int) -> bool:
 
 
 @nb.njit(nogil=True, cache=True)
-def _lead(entry: int, arguments: int, counter: int, boxes: int, n: int, turns: int) -> bool:
-    """Offer the work to the helpers of so many boxes and do it; whether they have ended too."""
+def _lead(entry: int, arguments: int, counter: int, boxes: int, n: int, turns: int) -> int:
+    """Offer the work to the helpers of so many boxes and do it; the last cell, or -1: they have not ended."""
+    for k in range(_LINE):
+        show(counter, k, 0)
     for k in range(n):
         box = integer(boxes, k)
         show(box, _ENTRY, entry)
@@ -208,7 +210,7 @@ def _lead(entry: int, arguments: int, counter: int, boxes: int, n: int, turns: i
         show(box, _COUNTER, counter)
         show(box, _STATE, _OFFERED)
     _call(entry, arguments, counter)
-    return bool(_settle(boxes, n, turns))
+    return seen(counter, _LINE - 1) if _settle(boxes, n, turns) else -1
 
 
 # --- helpers ------------------------------------------------------------------------------------
@@ -283,7 +285,6 @@ class _Crew:
             place = _Place()
             self._made.append(place)
         layout.pack_into(place.slots, 0, *values)
-        place.cells[:_LINE] = 0
         helpers: list[_Helper] = []
         while len(helpers) < min(n_helpers, MOST_THREADS):
             helper = _taken(self._idle) or self._another()
@@ -294,15 +295,14 @@ class _Crew:
             place.cells[_LINE + _SLOTS + len(helpers)] = helper.box
             helpers.append(helper)
         n = len(helpers)
-        ended = False
+        told = -1
         try:
-            ended = _lead(entry, place.arguments, place.counter, place.boxes, n, self._turns)
+            told = _lead(entry, place.arguments, place.counter, place.boxes, n, self._turns)
         finally:
-            while not ended:
-                ended = _settle(place.boxes, n, self._turns)
-                if not ended:
+            if told < 0:
+                while not _settle(place.boxes, n, self._turns):
                     time.sleep(AWAKE / 10)  # its core may be another's at the moment
-            told = int(place.cells[_LINE - 1])
+                told = int(place.cells[_LINE - 1])
             self._idle += helpers
             self._places.append(place)
         return told
@@ -346,7 +346,7 @@ class Kernel:
             items, stretch: how many there are, and how many are taken at a time.
 
         Returns:
-            The eighth number at ``counter``, which the function may set to tell something.
+            The eighth number at ``counter``, which the function may set to tell something, 0 or more.
         """
         compiled = self._compiled.get(dtype) or self._compile(dtype)
         crew = _crews.get(os.getpid()) or _crews.setdefault(os.getpid(), _Crew())

@@ -18,7 +18,8 @@ from firth.errors import FirthError, SettingError
 
 # Table dtypes that the row kernels work on; others (complex, integers, 8-bit floats) go to torch.
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_KNOWN = frozenset((*FLOATS, torch.int64, torch.int32))
+_INTEGERS = frozenset((torch.int64, torch.int32))
+_KNOWN = _INTEGERS.union(FLOATS)
 
 
 class OutsideTable(FirthError, IndexError, RuntimeError):
@@ -106,13 +107,7 @@ def check_ids(name: str, ids: Tensor, n_rows: int) -> None:
             IndexError and a RuntimeError, for torch raises one in Embedding and the other in
             EmbeddingBag.
     """
-    if ids.dtype not in (torch.int64, torch.int32):
-        # The second half is how torch puts it; people search their logs for it.
-        raise WrongIds(
-            f"{name}: ids must be int64 or int32, got {ids.dtype}; use ids.long() (Expected tensor for "
-            "argument #1 'indices' to have one of the following scalar types: Long, Int; but got "
-            f"{ids.type()} instead)"
-        )
+    check_dtype(name, ids)
     if ids.numel() == 0:
         return
     ends = torch.aminmax(ids)
@@ -129,6 +124,17 @@ def check_ids(name: str, ids: Tensor, n_rows: int) -> None:
     span = f" (0 to {n_rows - 1:,})" if n_rows else ""
     hint = "; negative ids do not count from the end" if wrong < 0 else ""
     raise OutsideTable(f"{name}: id {wrong}{where} is outside the table of {rows}{span}{hint}")
+
+
+def check_dtype(name: str, ids: Tensor) -> None:
+    """Refuse ids of another dtype than int32 and int64, as :func:`check_ids` does."""
+    if ids.dtype not in _INTEGERS:
+        # The second half is how torch puts it; people search their logs for it.
+        raise WrongIds(
+            f"{name}: ids must be int64 or int32, got {ids.dtype}; use ids.long() (Expected tensor for "
+            "argument #1 'indices' to have one of the following scalar types: Long, Int; but got "
+            f"{ids.type()} instead)"
+        )
 
 
 def check_max_norm(max_norm: float | None, name: str = "firth.nn.Embedding") -> float | None:

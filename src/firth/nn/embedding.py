@@ -154,9 +154,9 @@ class Embedding(TableLayer, torch.nn.Embedding):
         """
         # A Proxy stands for a tensor while torch.fx traces.
         ids = input if isinstance(input, (Tensor, Proxy)) else self.ids_of(input)
-        if (self.max_norm is not None or self.optimizer is not None) and checks.readable(ids):
-            checks.check_ids(NAME, ids, self.weight.size(0))
         if self.max_norm is not None:
+            if checks.readable(ids):  # before any row is shortened
+                checks.check_ids(NAME, ids, self.weight.size(0))
             self._renorm(ids)
         if self.optimizer is not None:
             return fused_lookup(self, ids)

@@ -52,9 +52,9 @@ def lookup(
     """
     if weight.dim() == 2:
         padding_idx = checks.check_padding(name, padding_idx, weight.size(0))
-        if checks.readable(ids):
-            checks.check_ids(name, ids, weight.size(0))
     if not checks.eager(weight, ids) or weight.dim() != 2 or weight.dtype not in checks.FLOATS:
+        if weight.dim() == 2 and checks.readable(ids):
+            checks.check_ids(name, ids, weight.size(0))
         return _by_torch(weight, ids, padding_idx, scale_grad_by_freq, sparse)
     if (
         ids.numel() * weight.size(1) < SMALL
@@ -62,10 +62,11 @@ def lookup(
         and not scale_grad_by_freq
         and ids.dim()
     ):  # here torch is right as well
+        checks.check_ids(name, ids, weight.size(0))
         return torch_functional.embedding(ids, weight, padding_idx, sparse=sparse)
     if torch.is_grad_enabled() and weight.requires_grad:
-        return _apply(_Lookup, weight, ids, padding_idx, scale_grad_by_freq, sparse)
-    return _gather(weight, ids)
+        return _apply(_Lookup, weight, ids, padding_idx, scale_grad_by_freq, sparse, name)
+    return gather(weight, ids, name)
 
 
 # Graphs of torch.fx call it as a whole.
@@ -99,10 +100,27 @@ def _apply(function: type[Function], *arguments: Any) -> Tensor:
     return found
 
 
-def _gather(weight: Tensor, ids: Tensor) -> Tensor:
+def gather(weight: Tensor, ids: Tensor, name: str) -> Tensor:
+    """The rows of ``ids``, without a gradient.
+
+    Args:
+        weight: (N, D), of a dtype in ``checks.FLOATS``; ids: of any shape; both as ``checks.eager`` asks.
+        name: what to call the function in messages.
+
+    Raises:
+        OutsideTable, WrongIds: as :func:`lookup`.
+    """
+    checks.check_dtype(name, ids)
     table = weight.detach()
-    found: Tensor = rows.pick(table).gather(table, ids.reshape(-1).contiguous())
-    return found.view(*ids.shape, weight.size(1))
+    n_rows, dim = table.shape
+    if not table.is_cpu:
+        checks.check_ids(name, ids, n_rows)
+    try:
+        found: Tensor = rows.pick(table).gather(table, ids.reshape(-1).contiguous())
+    except IndexError:
+        checks.check_ids(name, ids, n_rows)  # says it better
+        raise
+    return found.view(*ids.shape, dim)
 
 
 class _ScaledGradient(Function):
@@ -129,11 +147,17 @@ class _Lookup(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, ids: Tensor, padding_row: int | None, by_freq: bool, sparse: bool
+        ctx: Any,
+        weight: Tensor,
+        ids: Tensor,
+        padding_row: int | None,
+        by_freq: bool,
+        sparse: bool,
+        name: str,
     ) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.n_rows, ctx.padding_row, ctx.by_freq, ctx.sparse = weight.size(0), padding_row, by_freq, sparse
-        return _gather(weight, ids)
+        return gather(weight, ids, name)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -147,7 +171,7 @@ class _Lookup(Function):
             )
         else:
             gradient = _apply(_DenseGradient, grads[0], ids, ctx.n_rows, ctx.padding_row, ctx.by_freq)
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None
 
 
 class _DenseGradient(Function):

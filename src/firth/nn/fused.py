@@ -80,8 +80,8 @@ class FusedOptimizer(RowOptimizer):
         self.last_pass = -1  # autograd's number of the backward pass of the last update
         self.warned = False
         # Compiled code must call it ready-made; made here, since importing firth shall not import dynamo.
-        self.eager_lookup: Any = _outside_graphs(_lookup)
-        self.eager_bag: Any = _outside_graphs(_bag)
+        self.eager_lookup: Any = _outside_graphs(_compiled_lookup)
+        self.eager_bag: Any = _outside_graphs(_compiled_bag)
         self.eager_refusal: Any = _outside_graphs(guards.refuse_compiled)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,8 +95,7 @@ class FusedOptimizer(RowOptimizer):
     @property
     def weight(self) -> Tensor:
         """The table."""
-        weight = self.param_groups[0]["params"][0]
-        assert isinstance(weight, Tensor)
+        weight: Tensor = self.param_groups[0]["params"][0]
         return weight
 
     @property
@@ -108,11 +107,12 @@ class FusedOptimizer(RowOptimizer):
         """The recipe with the settings that the parameter group holds now."""
         kind = type(self.recipe)
         settings = [group[name] for name in kind.names()]
-        if any(isinstance(value, Tensor) for value in settings):  # may change in place
-            return kind.of(group)
-        if self._last is None or settings != self._read:  # seldom: making one checks the settings
-            self._last, self._read = kind.of(group), settings
-        return self._last
+        if self._last is not None and settings == self._read:
+            return self._last
+        recipe = kind.of(group)  # seldom: making one checks the settings
+        if not any(isinstance(value, Tensor) for value in settings):  # which may change in place
+            self._last, self._read = recipe, settings
+        return recipe
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused: the optimiser belongs to one table.
@@ -290,12 +290,14 @@ def lookup(layer: FusedLayer, ids: Tensor) -> Tensor:
 
     Args:
         layer: with an ``optimizer`` made by :func:`attach`.
-        ids: int32 or int64, any shape, checked to be within the table.
+        ids: int32 or int64, any shape.
 
     Returns:
         (*ids.shape, D).
 
     Raises:
+        OutsideTable: an id names no row (an IndexError).
+        WrongIds: ids of another dtype (a RuntimeError).
         RuntimeError: where backward could not do one right update; see docs/fused.md.
     """
     if not updates(layer):
@@ -361,9 +363,17 @@ def _outside_graphs(work: Callable[..., object]) -> Callable[..., object]:
     return outside
 
 
+def _compiled_lookup(layer: FusedLayer, ids: Tensor) -> Tensor:
+    # In compiled code nobody has looked yet.
+    return _plain_lookup(layer, ids) if guards.substituted(layer) else _lookup(layer, ids)
+
+
+def _compiled_bag(layer: FusedLayer, ids: Tensor, starts: Tensor, mode: str, factor: Tensor | None) -> Tensor:
+    work = _plain_bag if guards.substituted(layer) else _bag
+    return work(layer, ids, starts, mode, factor)
+
+
 def _lookup(layer: FusedLayer, ids: Tensor) -> Tensor:
-    if guards.substituted(layer):  # in compiled code nobody has looked yet
-        return _plain_lookup(layer, ids)
     guards.check_forward(layer, ids)
     apply: Callable[..., Any] = _Lookup.apply
     found: Tensor = apply(layer.weight, ids, layer)
@@ -371,8 +381,6 @@ def _lookup(layer: FusedLayer, ids: Tensor) -> Tensor:
 
 
 def _bag(layer: FusedLayer, ids: Tensor, starts: Tensor, mode: str, factor: Tensor | None) -> Tensor:
-    if guards.substituted(layer):
-        return _plain_bag(layer, ids, starts, mode, factor)
     guards.check_forward(layer, ids, starts, factor)
     apply: Callable[..., Any] = _Bag.apply
     found: Tensor = apply(layer.weight, factor, ids, starts, layer, mode)
@@ -380,7 +388,9 @@ def _bag(layer: FusedLayer, ids: Tensor, starts: Tensor, mode: str, factor: Tens
 
 
 def _plain_lookup(layer: FusedLayer, ids: Tensor) -> Tensor:
-    return functional.lookup(layer.weight, ids, layer.padding_idx, layer.scale_grad_by_freq, layer.sparse)
+    return functional.lookup(
+        layer.weight, ids, layer.padding_idx, layer.scale_grad_by_freq, layer.sparse, guards.name_of(layer)
+    )
 
 
 def _plain_bag(layer: FusedLayer, ids: Tensor, starts: Tensor, mode: str, factor: Tensor | None) -> Tensor:
@@ -393,11 +403,8 @@ class _Lookup(Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, layer: FusedLayer) -> Tensor:
-        flat = ids.reshape(-1).contiguous()
-        ctx.save_for_backward(flat, guards.note_pass(ctx, layer))
-        table = weight.detach()
-        found: Tensor = rows.pick(table).gather(table, flat)
-        return found.view(*ids.shape, table.shape[1])
+        ctx.save_for_backward(ids, guards.note_pass(ctx, layer))
+        return functional.gather(weight, ids, ctx.name)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
@@ -405,7 +412,8 @@ class _Lookup(Function):
         if grad is not None:
             ids, steps = ctx.saved_tensors
             guards.check_backward(ctx, steps)
-            values = grad.reshape(len(ids), grad.shape[-1]).contiguous()
+            ids = ids.reshape(-1).contiguous()
+            values = grad.reshape(ids.shape[0], grad.shape[-1]).contiguous()
             ctx.optimizer.update_rows(ids, Source(values), ctx.padding_row, ctx.by_freq)
         return None, None, None
 

@@ -54,9 +54,10 @@ def substituted(layer: FusedLayer) -> bool:
     Raises:
         RuntimeError: there is another weight for another reason.
     """
-    weight, name = layer.weight, name_of(layer)
+    weight = layer.weight
     if weight is layer.optimizer.weight:
         return False
+    name = name_of(layer)
     if getattr(layer, "_is_replica", False):
         raise RuntimeError(
             f"{name}: a fused layer cannot be replicated by nn.DataParallel, whose copies would not update "
@@ -81,33 +82,36 @@ def check_forward(layer: FusedLayer, *tensors: Tensor | None) -> None:
     Raises:
         RuntimeError: says why, and what to do instead.
     """
-    weight, optimizer, name = layer.weight, layer.optimizer, name_of(layer)
+    weight, optimizer = layer.weight, layer.optimizer
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"{name}: a fused layer has no functional gradient (torch.func.grad, vmap, jvp); pass the weight "
-            "by torch.func.functional_call, or look up under torch.no_grad()"
+            f"{name_of(layer)}: a fused layer has no functional gradient (torch.func.grad, vmap, jvp); pass "
+            "the weight by torch.func.functional_call, or look up under torch.no_grad()"
         )
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         raise RuntimeError(
-            f"{name}: the weight of a fused layer has gradient hooks, and no gradient will ever reach them; "
-            "remove them, or use sparse=True with a row optimiser"
+            f"{name_of(layer)}: the weight of a fused layer has gradient hooks, and no gradient will ever "
+            "reach them; remove them, or use sparse=True with a row optimiser"
         )
     for tensor in tensors:
         if tensor is not None and (tensor.is_nested or tensor.device != weight.device):
             kind = "a nested tensor" if tensor.is_nested else f"one on {tensor.device}"
-            raise RuntimeError(f"{name}: a fused layer takes plain tensors on {weight.device}, got {kind}")
+            raise RuntimeError(
+                f"{name_of(layer)}: a fused layer takes plain tensors on {weight.device}, got {kind}"
+            )
     ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
     if ddp is not None and any(one is weight for one in getattr(ddp, "_module_parameters", ())):
         raise RuntimeError(
-            f"{name}: DistributedDataParallel averages gradients, and a fused layer makes none, so that the "
-            "copies would drift apart; use sparse=True with a row optimiser, or firth.nn.ShardedEmbedding"
+            f"{name_of(layer)}: DistributedDataParallel averages gradients, and a fused layer makes none, so "
+            "that the copies would drift apart; use sparse=True with a row optimiser, or "
+            "firth.nn.ShardedEmbedding"
         )
     here = torch._C._current_graph_task_id()  # -1 outside of backward; nested passes have higher numbers
     if 0 <= here <= optimizer.last_pass:
-        raise RuntimeError(f"{name}: {RECOMPUTED}")
+        raise RuntimeError(f"{name_of(layer)}: {RECOMPUTED}")
     if weight.grad is not None and not optimizer.warned:
         optimizer.warned = True
-        warnings.warn(f"{name}: {STRAY}", UserWarning, stacklevel=5)
+        warnings.warn(f"{name_of(layer)}: {STRAY}", UserWarning, stacklevel=5)
 
 
 _hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
