@@ -451,25 +451,20 @@ def _group(ids: Any, id_bits: int, padding_row: int, rows: Any, starts: Any, ord
     digit = (id_bits + n_passes - 1) // n_passes
     mask = (np.int64(1) << digit) - 1
     keys = np.empty(n_ids, np.int64)
-    counts = np.zeros((n_passes, mask + 1), np.int32)
     n: Any = 0
     for p in range(n_ids):
         row = np.int64(ids[p])
         keys[n] = (row << place_bits) | p  # written always, counted if it is not padding
         n += np.int64(row != padding_row)
-    for k in range(n):
-        key = keys[k] >> place_bits
-        for turn in range(n_passes):
-            counts[turn, (key >> (turn * digit)) & mask] += 1
     spare = np.empty(n_ids, np.int64)
+    count = np.empty(mask + 2, np.int32)
     for turn in range(n_passes):
-        count = counts[turn]
-        total = np.int32(0)
-        for value in range(mask + 1):
-            size = count[value]
-            count[value] = total
-            total += size
         shift = place_bits + turn * digit
+        count[:] = 0
+        for k in range(n):
+            count[((keys[k] >> shift) & mask) + 1] += 1
+        for value in range(mask + 1):
+            count[value + 1] += count[value]  # now where the keys with this digit begin
         for k in range(n):
             key = keys[k]
             value = (key >> shift) & mask
@@ -1101,6 +1096,11 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _int64(ids: Tensor) -> Tensor:
+    """The ids as int64 without gaps; themselves, if they are so: each call of torch takes a microsecond."""
+    return ids if ids.dtype is torch.int64 and ids.is_contiguous() else ids.long().contiguous()
+
+
 def _plain(groups: Groups, source: Source, dtype: torch.dtype) -> Source:
     """The source with contiguous tensors of the dtypes that the kernels take.
 
@@ -1154,7 +1154,7 @@ def gather(table: Tensor, ids: Tensor, out: Tensor | None = None) -> Tensor:
         if first_outside(ids, n_rows) >= 0:
             raise outside(n_rows)
     elif n:
-        ids, stretch, to = ids.long().contiguous(), _stretch(size), out.data_ptr()
+        ids, stretch, to = _int64(ids), _stretch(size), out.data_ptr()
         streams = n * size >= STREAM_BYTES and size % LINE == 0 and to % LINE == 0
         places = table.data_ptr(), n_rows, ids.data_ptr(), n, to
         if _GATHER.run(table.dtype, (*places, size, _ahead(2 * size), stretch, streams), n, stretch):
@@ -1171,7 +1171,7 @@ def renorm(table: Tensor, ids: Tensor, max_norm: float, norm_type: float) -> Non
     n, size = len(ids), table.shape[1] * table.element_size()
     if not n or not size:
         return
-    ids, stretch = ids.long().contiguous(), _stretch(size)
+    ids, stretch = _int64(ids), _stretch(size)
     wrong = torch.empty(n, dtype=torch.bool)
     places = table.data_ptr(), ids.data_ptr(), n, max_norm, norm_type, size
     _TOO_LONG.run(table.dtype, (*places, _ahead(2 * size), wrong.data_ptr(), stretch), n, stretch)
@@ -1270,7 +1270,7 @@ def step(
     ):
         update(table, state, group(ids, n_rows, padding_row), source, step, by_freq)
         return
-    ids = ids.long().contiguous()
+    ids = _int64(ids)
     times = 1.0  # as in first_not_finite()
     if row_of is not None:
         row_of, times = row_of.long().contiguous(), float(n)

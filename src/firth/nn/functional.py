@@ -111,16 +111,20 @@ def gather(weight: Tensor, ids: Tensor, name: str) -> Tensor:
         OutsideTable, WrongIds: as :func:`lookup`.
     """
     checks.check_dtype(name, ids)
-    table = weight.detach()
-    n_rows, dim = table.shape
-    if not table.is_cpu:
-        checks.check_ids(name, ids, n_rows)
+    if not weight.is_cpu:
+        checks.check_ids(name, ids, weight.size(0))
+    places = flat(ids)
     try:
-        found: Tensor = rows.pick(table).gather(table, ids.reshape(-1).contiguous())
+        found: Tensor = rows.pick(weight).gather(weight, places)
     except IndexError:
-        checks.check_ids(name, ids, n_rows)  # says it better
+        checks.check_ids(name, ids, weight.size(0))  # says it better
         raise
-    return found.view(*ids.shape, dim)
+    return found if places is ids else found.view(*ids.shape, weight.size(1))
+
+
+def flat(ids: Tensor) -> Tensor:
+    """The ids one after another, contiguous; themselves, if they are so."""
+    return ids if ids.dim() == 1 and ids.is_contiguous() else ids.reshape(-1).contiguous()
 
 
 class _ScaledGradient(Function):

@@ -37,6 +37,7 @@ from firth.nn.optim import NonFiniteGradient, RowOptimizer
 from firth.nn.recipes import Recipe
 
 Around = Callable[[], AbstractContextManager[object]]
+_NOTHING = nullcontext()
 
 
 class Scaler(Protocol):
@@ -195,7 +196,7 @@ class FusedOptimizer(RowOptimizer):
         with self._lock:
             step, state = self.steps + 1, self.state_of(weight, recipe)
             try:
-                with self.around() if self.around is not None else nullcontext():
+                with self.around() if self.around is not None else _NOTHING:
                     kernel.step(table, state, ids, source, recipe.update(step), padding_row, by_freq)
             except FloatingPointError:
                 if self.scaler is not None and self.scaler.is_enabled():
@@ -412,9 +413,9 @@ class _Lookup(Function):
         if grad is not None:
             ids, steps = ctx.saved_tensors
             guards.check_backward(ctx, steps)
-            ids = ids.reshape(-1).contiguous()
-            values = grad.reshape(ids.shape[0], grad.shape[-1]).contiguous()
-            ctx.optimizer.update_rows(ids, Source(values), ctx.padding_row, ctx.by_freq)
+            if grad.dim() != 2 or not grad.is_contiguous():
+                grad = grad.reshape(ids.numel(), grad.shape[-1]).contiguous()
+            ctx.optimizer.update_rows(functional.flat(ids), Source(grad), ctx.padding_row, ctx.by_freq)
         return None, None, None
 
 
