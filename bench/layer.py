@@ -12,8 +12,9 @@ times. torch's dense Adam takes seconds a step and leaves the caches cold, so it
 set beside our median. Peak memory is that of a process of its own for each tool. What is not installed is
 left out with a word.
 
-The floor of a step is the bytes that must move, at the measured copy bandwidth (bytes read plus bytes
-written; the best of several copies of 256 MB). With U different rows among B ids, in rows::
+The floor of a step is the bytes that must move, at the measured copy bandwidth: bytes read plus bytes
+written, the median of eight copies of 256 MB, half before a case and half after it, for on a shared machine
+it changes from minute to minute as the steps do. With U different rows among B ids, in rows::
 
     lookup U read, B written; backward B read, U read and written; state of adagrad 2 U, of adam 4 U;
     row-wise state: two cache lines of 64 bytes a row
@@ -203,16 +204,14 @@ def summary(found: dict[str, dict[str, list[float]]], ours: str) -> dict[str, di
     }
 
 
-def copy_bandwidth() -> dict[int, float]:
-    """GB/s read plus written by a copy of 256 MB with so many threads, the best of eight."""
+def copies(n: int = 4) -> list[float]:
+    """GB/s read plus written by copies of 256 MB with as many threads as torch uses now."""
     source, target = torch.ones(1 << 26), torch.zeros(1 << 26)
-    found = {1: 0.0, 2: 0.0}
-    for _ in range(8):
-        for threads, best in found.items():
-            torch.set_num_threads(threads)
-            began = time.perf_counter()
-            target.copy_(source)
-            found[threads] = max(best, 2 * source.nbytes / (time.perf_counter() - began) / 1e9)
+    found = []
+    for _ in range(n):
+        began = time.perf_counter()
+        target.copy_(source)
+        found.append(2 * source.nbytes / (time.perf_counter() - began) / 1e9)
     return found
 
 
@@ -281,9 +280,13 @@ def measure_steps(tools: list[Tool], threads: list[int], rounds: int) -> Iterato
                         name: lambda turn, step=step, ids=ids: step(ids[turn], grads[turn])
                         for name, step in steps.items()
                     }
+                    copied = copies()
                     found = in_turns(works, 2 if few else rounds)
+                    copied += copies()
+                    bandwidth, bytes_moved = statistics.median(copied), must_move(kind, ids)
                     case = {"kind": kind, "draw": draw, "threads": n_threads}
-                    case |= {"must_move_bytes": must_move(kind, ids)}
+                    case |= {"copy_gb_s": bandwidth, "best_copy_gb_s": max(copied)}
+                    case |= {"must_move_bytes": bytes_moved, "floor_ms": bytes_moved / bandwidth / 1e6}
                     times = summary(found, together[0].name)
                     row = times[together[0].name]
                     if few:
@@ -449,7 +452,6 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "table": [ROWS, DIM],
         "places": PLACES,
-        "copy_gb_s": copy_bandwidth(),
     }
     if "memory" in settings.only:
         report["memory"] = measure_memory(chosen)
@@ -457,9 +459,6 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         report["large"] = measure_large(["firth fused SGD", "firth fused RowWiseAdagrad", "firth fused Adam"])
     if "steps" in settings.only:
         report["steps"] = list(measure_steps(chosen, settings.threads, settings.rounds))
-        for case in report["steps"]:
-            bandwidth = report["copy_gb_s"][min(case["threads"], 2)]
-            case["floor_ms"] = case["must_move_bytes"] / bandwidth / 1e6
     if "lookups" in settings.only:
         report["lookups"] = list(measure_lookups(settings.threads, settings.rounds))
     if "bags" in settings.only:
@@ -469,12 +468,12 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     print(f"{report['machine']}; torch {report['torch']}")
-    speeds = ", ".join(f"{speed:.1f} GB/s with {n}" for n, speed in report["copy_gb_s"].items())
-    print(f"copy: {speeds} thread(s); table {report['table']}, {report['places']} ids")
+    print(f"table {report['table']}, {report['places']} ids")
     head = f"{'CPU ms':>9} {'wall ms':>9} {'best':>9} {'x ours':>8}"
     for case in report.get("steps", []):
         print(
-            f"\n{case['kind']}, {case['draw']}, {case['threads']} thread(s); floor {case['floor_ms']:.2f} ms"
+            f"\n{case['kind']}, {case['draw']}, {case['threads']} thread(s); floor {case['floor_ms']:.2f} ms "
+            f"at {case['copy_gb_s']:.1f} GB/s (best copy {case['best_copy_gb_s']:.1f})"
         )
         print(f"  {'':<28} {head}  over floor")
         for name, row in case["tools"].items():

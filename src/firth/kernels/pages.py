@@ -9,6 +9,7 @@ import mmap
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor
 HUGE = 32 << 20
 """Bytes from which on memory is asked for in huge pages; smaller pieces may be recycled ones."""
 
-REUSED = 1 << 20
-"""Bytes from which on results get memory that is kept; smaller pieces the allocator keeps itself."""
+REUSED = 24 << 20
+"""Bytes from which on results get memory that is kept here; smaller ones the allocator keeps."""
 
 KEPT = 128 << 20
 """Most bytes that are kept while no tensor is in them."""
@@ -59,10 +60,12 @@ def result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor on the CPU whose values are not set, in memory that earlier results may have left.
 
     The allocator may give memory of some megabytes back to the system and ask for it anew in every step of
-    training; each of its pages then costs a fault, together as much as a lookup. So memory from which the
-    last tensor has gone waits here for the next one, ``KEPT`` bytes at most. Below ``REUSED`` bytes, and
-    for dtypes other than float32 and float64, this is torch.empty.
+    training; each of its pages then costs a fault, together as much as a lookup. So large results, from
+    ``REUSED`` bytes on and of float32 or float64, get memory that waits here for the next one when the last
+    tensor has gone from it, ``KEPT`` bytes at most; they cannot be resized. For smaller ones this is
+    torch.empty, with an allocator that keeps what they leave.
     """
+    _keep_freed()
     kind = _NUMPY.get(dtype)
     n_bytes = math.prod(shape) * dtype.itemsize
     if kind is None or n_bytes < REUSED:
@@ -75,6 +78,16 @@ def result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     array = np.ndarray(shape, kind, block)
     _kept.watch(array, block)
     return torch.from_numpy(array)
+
+
+@cache
+def _keep_freed() -> None:
+    """Have glibc give the end of its heap back only from 64 MB of free memory on.
+
+    It takes twice the largest piece that it has seen freed; one of just below 32 MB, the most that it
+    heeds, is shown to it. Nothing is written, so it takes no memory. Other allocators do not mind.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 class _Watch(weakref.ref[Any]):

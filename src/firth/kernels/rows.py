@@ -14,6 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+_NUMBERS = frozenset((torch.float32, torch.float64))
+
 
 @cache
 def _has(module: str) -> bool:
@@ -33,12 +35,8 @@ def pick(table: Tensor) -> ModuleType:
         table: (N, D), as a tensor or a parameter.
     """
     if table.layout is torch.strided and table.is_contiguous():
-        if (
-            table.device.type == "cpu"
-            and table.dtype in (torch.float32, torch.float64)
-            and _has("firth.kernels.rows_cpu")
-        ):
+        if table.is_cpu and table.dtype in _NUMBERS and _has("firth.kernels.rows_cpu"):
             return _module("firth.kernels.rows_cpu")
-        if table.device.type == "cuda" and _has("triton") and _has("firth.kernels.rows_gpu"):
+        if table.is_cuda and _has("triton") and _has("firth.kernels.rows_gpu"):
             return _module("firth.kernels.rows_gpu")
     return _module("firth.kernels.rows_reference")

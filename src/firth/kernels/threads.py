@@ -286,13 +286,13 @@ class _Crew:
             self._made.append(place)
         layout.pack_into(place.slots, 0, *values)
         helpers: list[_Helper] = []
-        while len(helpers) < min(n_helpers, MOST_THREADS):
+        while len(helpers) < n_helpers:
             helper = _taken(self._idle) or self._another()
             if helper is None:
                 break
             if helper.asleep:
                 helper.wake()
-            place.cells[_LINE + _SLOTS + len(helpers)] = helper.box
+            place.slots[_SLOTS + len(helpers)] = helper.box
             helpers.append(helper)
         n = len(helpers)
         told = -1
@@ -320,7 +320,20 @@ class _Crew:
             helper.close()
 
 
-_crews: dict[int, _Crew] = {}  # by process: threads do not survive a fork
+_crews: list[_Crew] = []  # that of this process, once there is one
+
+
+@cache
+def _forget_at_fork() -> None:
+    """Threads do not survive a fork: the child begins without helpers."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_crews.clear)
+
+
+def _crew() -> _Crew:
+    _forget_at_fork()
+    _crews.append(_Crew())
+    return _crews[0]  # of two that begin at once one is never used
 
 
 class Kernel:
@@ -349,8 +362,8 @@ class Kernel:
             The eighth number at ``counter``, which the function may set to tell something, 0 or more.
         """
         compiled = self._compiled.get(dtype) or self._compile(dtype)
-        crew = _crews.get(os.getpid()) or _crews.setdefault(os.getpid(), _Crew())
-        threads = min(torch.get_num_threads(), -(-items // stretch))
+        crew = _crews[0] if _crews else _crew()
+        threads = min(torch.get_num_threads(), -(-items // stretch), MOST_THREADS)
         return crew.run(compiled.address, self._layout, values, threads - 1)
 
     def _compile(self, dtype: torch.dtype) -> Any:

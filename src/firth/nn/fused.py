@@ -350,6 +350,8 @@ def updates(layer: FusedLayer) -> bool:
         return torch.compiler.is_dynamo_compiling() and not guards.exporting()
     if torch._C._get_tracing_state() is not None or weight.is_meta:
         return False
+    if weight is optimizer.weight:
+        return True
     if optimizer.weight.is_meta and isinstance(weight, torch.nn.Parameter):
         optimizer.follow(weight)  # what to_empty() or load_state_dict(assign=True) put in its place
     return not guards.substituted(layer)

@@ -122,9 +122,12 @@ def note_pass(ctx: Any, layer: FusedLayer) -> Tensor | None:
     """What every lookup notes in forward; gives the number of steps done, to be saved for backward, where a
     checkpoint may save it anew."""
     ctx.set_materialize_grads(False)
-    ctx.optimizer, ctx.name, ctx.steps = layer.optimizer, name_of(layer), layer.optimizer.steps
+    ctx.optimizer, ctx.name = layer.optimizer, name_of(layer)
     ctx.padding_row, ctx.by_freq = layer.padding_idx, layer.scale_grad_by_freq
-    return torch.tensor(ctx.steps, device="cpu") if _hooks(False) else None
+    if not _hooks(False):
+        return None
+    ctx.steps = layer.optimizer.steps
+    return torch.tensor(ctx.steps, device="cpu")
 
 
 def check_backward(ctx: Any, steps: Tensor | None) -> None:

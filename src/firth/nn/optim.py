@@ -178,8 +178,9 @@ class RowOptimizer(Optimizer):
 
     def keep(self, param: Tensor, state: Mapping[str, Tensor], step: int) -> None:
         """Put down what a finished step has left."""
-        self.state[param].update(state)
-        self.state[param]["step"] = step
+        held = self.state[param]
+        held.update(state)
+        held["step"] = step
         # The kernels write behind autograd's back; a graph that saved the old rows must notice.
         torch.autograd.graph.increment_version(param)
 
