@@ -16,7 +16,7 @@ from torch import Tensor
 import firth.nn
 from firth.errors import FirthError
 from firth.kernels import pages
-from firth.nn import Embedding, functional
+from firth.nn import SGD, Embedding, checks, functional
 from firth.nn.renorm import renorm
 from firth.vocab import Vocab
 
@@ -473,3 +473,42 @@ def test_a_table_in_a_file(tmp_path: Path) -> None:
         Embedding(N, D, storage=path, fused=recipe, _weight=values)
     with pytest.raises(ValueError, match="leave device='cuda' out"):
         Embedding(N, D, storage=path, fused=recipe, device="cuda")
+
+
+LARGE_IDS = torch.arange(24_000).remainder(1000).view(3, 8000)  # more than functional.SMALL
+
+
+@pytest.mark.parametrize("wrong", [-1, 1000, 2**31 - 1])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"sparse": True},
+        {"_freeze": True},
+        {"scale_grad_by_freq": True},
+        {"max_norm": 1e9},
+        {"fused": SGD(1.0)},
+    ],
+)
+def test_an_id_outside_among_many_is_named(wrong: int, arguments: dict[str, Any]) -> None:
+    """Here the kernel looks, and checks.check_ids says it."""
+    layer = Embedding(1000, 128, **arguments)
+    before = layer.weight.detach().clone()
+    for dtype in (torch.int64, torch.int32):
+        ids = LARGE_IDS.to(dtype, copy=True)
+        assert torch.equal(layer(ids), before[ids.long()])
+        ids[1, 17] = wrong
+        for form in (ids, ids.T.contiguous().T):
+            with pytest.raises(
+                checks.OutsideTable, match=rf"id {wrong} at position \[1, 17\] is outside the table"
+            ):
+                layer(form)
+    assert torch.equal(layer.weight.detach(), before)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fused": SGD(1.0)}])
+def test_many_float_ids_are_refused(arguments: dict[str, Any]) -> None:
+    layer = Embedding(1000, 128, **arguments)
+    for dtype in (torch.float32, torch.bool, torch.int16):
+        with pytest.raises(checks.WrongIds, match="must be int64 or int32"):
+            layer(LARGE_IDS.to(dtype))

@@ -158,6 +158,45 @@ def test_gather_equals_indexing(dim, dtype):
             assert bool((out[[0, -1]] == 7).all())  # nothing beyond is touched
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_results_equal_indexing(dtype):
+    """Beyond STREAM_BYTES rows go past the caches, where their size and place allow it."""
+    before = torch.get_num_threads()
+    try:
+        for dim in (16, 64, 100, 128):
+            table = random(3000, dim, dtype=dtype)
+            n_places = rows_cpu.STREAM_BYTES // (dim * table.element_size()) + 7
+            ids = random_ids(3000, n_places)
+            expected = table[ids]
+            for n_threads in (1, 2, 4):
+                torch.set_num_threads(n_threads)
+                for _ in range(5):
+                    assert torch.equal(rows_cpu.gather(table, ids), expected)
+                memory = torch.full((n_places * dim + 2,), 7.0, dtype=dtype)
+                rows_cpu.gather(table, ids, memory[1:-1].view(n_places, dim))  # on no boundary
+                assert torch.equal(memory[1:-1].view(n_places, dim), expected)
+                assert bool((memory[[0, -1]] == 7).all())
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wrong", [-1, 300, -(2**62), 2**62])
+@pytest.mark.parametrize("dim", [0, 5, 64])
+def test_gather_refuses_ids_outside(wrong, dim):
+    table = random(300, dim)
+    for n_places in (1, 5000):
+        for place in {0, n_places // 2, n_places - 1}:
+            ids = random_ids(300, n_places)
+            ids[place] = wrong
+            for kernels in (rows_cpu, rows_reference):
+                with pytest.raises(IndexError, match="300 rows"):
+                    kernels.gather(table, ids)
+    for kernels in (rows_cpu, rows_reference):
+        with pytest.raises(IndexError):
+            kernels.gather(table[:0], torch.zeros(3, dtype=torch.int64))
+        assert kernels.gather(table[:0], torch.zeros(0, dtype=torch.int64)).shape == (0, dim)
+
+
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, 0.0, 3.0, 0.5, math.inf, -math.inf, -1.0])
 @pytest.mark.parametrize("dim", [1, 7, 64, 100])
 def test_renorm(norm_type, dim):

@@ -694,7 +694,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """See :func:`firth.kernels.bags_reference.forward`."""
     n_bags, width = len(starts) - 1, table.shape[1]
-    out = torch.empty(n_bags, width, dtype=table.dtype)
+    out = pages.result((n_bags, width), table.dtype)
     ids, starts, n_places = ids.long().contiguous(), starts.contiguous(), int(starts[-1])
     winner = None
     if mode == "max":
@@ -720,7 +720,7 @@ def forward(
 def picked(table: Tensor, ids: Tensor, winner: Tensor) -> Tensor:
     """See :func:`firth.kernels.bags_reference.picked`."""
     n_bags, width = winner.shape
-    out = torch.empty(n_bags, width, dtype=table.dtype)
+    out = pages.result((n_bags, width), table.dtype)
     if out.numel():
         stretch = _stretch(width * table.element_size(), n_bags, n_bags)
         ids, winner = ids.long().contiguous(), winner.contiguous()
@@ -746,7 +746,7 @@ def scattered(grads: Tensor, ids: Tensor, winner: Tensor, n_rows: int) -> Tensor
 def won(grads: Tensor, winner: Tensor, starts: Tensor) -> Tensor:
     """See :func:`firth.kernels.bags_reference.won`."""
     n_bags, width = winner.shape
-    out = torch.empty(int(starts[-1]), width, dtype=grads.dtype)
+    out = pages.result((int(starts[-1]), width), grads.dtype)
     if out.numel():
         stretch = _stretch(width * grads.element_size(), n_bags, len(out))
         grads, starts, winner = grads.contiguous(), starts.contiguous(), winner.contiguous()
@@ -784,7 +784,7 @@ def expanded(origin: Source) -> Tensor:
     if origin.row_of is None:
         return reference.expanded(origin)
     n_places, width = len(origin.row_of), origin.grads.shape[1]
-    out = torch.empty(n_places, width, dtype=origin.grads.dtype)
+    out = pages.result((n_places, width), origin.grads.dtype)
     if out.numel():
         grads, factor = origin.grads.detach().contiguous(), _factors(origin.factor, out.dtype)
         stretch = _stretch(width * out.element_size(), n_places, 0)

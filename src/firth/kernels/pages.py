@@ -6,11 +6,9 @@ import contextlib
 import ctypes
 import math
 import mmap
-import threading
 import weakref
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +17,10 @@ from torch import Tensor
 HUGE = 32 << 20
 """Bytes from which on memory is asked for in huge pages; smaller pieces may be recycled ones."""
 
-REUSED = 24 << 20
-"""Bytes from which on results get memory that is kept here; smaller ones the allocator keeps."""
+REUSED = 1 << 20
+"""Bytes from which on results get memory that is kept here."""
 
-KEPT = 128 << 20
+KEPT = 256 << 20
 """Most bytes that are kept while no tensor is in them."""
 
 _PAGE = 2 << 20  # of memory, a huge one
@@ -62,10 +60,8 @@ def result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     The allocator may give memory of some megabytes back to the system and ask for it anew in every step of
     training; each of its pages then costs a fault, together as much as a lookup. So large results, from
     ``REUSED`` bytes on and of float32 or float64, get memory that waits here for the next one when the last
-    tensor has gone from it, ``KEPT`` bytes at most; they cannot be resized. For smaller ones this is
-    torch.empty, with an allocator that keeps what they leave.
+    tensor has gone from it, ``KEPT`` bytes at most; they cannot be resized. Others are torch.empty.
     """
-    _keep_freed()
     kind = _NUMPY.get(dtype)
     n_bytes = math.prod(shape) * dtype.itemsize
     if kind is None or n_bytes < REUSED:
@@ -75,71 +71,68 @@ def result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         block = _new_block(n_bytes)
     if block is None:  # torch says what is wrong
         return torch.empty(shape, dtype=dtype)
-    array = np.ndarray(shape, kind, block)
+    array = np.ndarray(shape, kind, block.memory)
     _kept.watch(array, block)
     return torch.from_numpy(array)
 
 
-@cache
-def _keep_freed() -> None:
-    """Have glibc give the end of its heap back only from 64 MB of free memory on.
+class _Block(NamedTuple):
+    """A piece of memory."""
 
-    It takes twice the largest piece that it has seen freed; one of just below 32 MB, the most that it
-    heeds, is shown to it. Nothing is written, so it takes no memory. Other allocators do not mind.
-    """
-    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
+    n_bytes: int
+    memory: Any  # uint8 (n_bytes,), from the beginning of a huge page on
 
 
 class _Watch(weakref.ref[Any]):
     """Tells when an array goes; knows the block that it is in."""
 
     __slots__ = ("block",)
-    block: Any
+    block: _Block
 
 
 class _Kept:
-    """Blocks of memory, uint8, and where they are."""
+    """Blocks of memory that results were in, and those that they are in. Nothing here waits for a lock:
+    a result may go at any moment, in the middle of these lines too."""
 
     def __init__(self) -> None:
-        self._idle: list[Any] = []  # no tensor is in them; the one left last at the end
+        self._idle: list[_Block] = []  # no tensor is in them; the one left last at the end
         self._used: dict[int, _Watch] = {}  # a reference must live to be told
-        self._lock = threading.Lock()
 
-    def take(self, n_bytes: int) -> Any:
+    def take(self, n_bytes: int) -> _Block | None:
         """A block of at least so many bytes and not much more, nobody else's; ``None``: there is none."""
-        if not self._lock.acquire(blocking=False):  # two at once: one gets new memory
-            return None
+        passed = []
+        found = None
         try:
-            for at in range(len(self._idle) - 1, -1, -1):
-                if n_bytes <= self._idle[at].nbytes <= 2 * n_bytes + _PAGE:
-                    return self._idle.pop(at)
-        finally:
-            self._lock.release()
-        return None
+            while found is None:
+                block = self._idle.pop()
+                if n_bytes <= block.n_bytes <= 2 * n_bytes + _PAGE:
+                    found = block
+                else:
+                    passed.append(block)
+        except IndexError:
+            pass
+        if passed:
+            self._idle += reversed(passed)
+        return found
 
-    def watch(self, array: Any, block: Any) -> None:
+    def watch(self, array: Any, block: _Block) -> None:
         """Have the block back when the array goes, with the last tensor that is in it."""
         watch = _Watch(array, self._back)
         watch.block = block
         self._used[id(watch)] = watch
 
     def _back(self, watch: _Watch) -> None:
-        # Anywhere, within take() too: it may not wait.
         del self._used[id(watch)]
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            self._idle.append(watch.block)
-            while sum(one.nbytes for one in self._idle) > KEPT:
-                del self._idle[0]
-        finally:
-            self._lock.release()
+        idle = self._idle
+        idle.append(watch.block)
+        while sum(block.n_bytes for block in tuple(idle)) > KEPT:
+            del idle[:1]
 
 
 _kept = _Kept()
 
 
-def _new_block(n_bytes: int) -> Any:
+def _new_block(n_bytes: int) -> _Block | None:
     """New memory, whole huge pages, or ``None`` where the system has none."""
     size = -(-n_bytes // _PAGE) * _PAGE
     try:
@@ -149,9 +142,9 @@ def _new_block(n_bytes: int) -> Any:
     if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-    block = np.frombuffer(memory, np.uint8)
-    first = -block.ctypes.data % _PAGE
-    return block[first : first + size]
+    whole = np.frombuffer(memory, np.uint8)
+    first = -whole.ctypes.data % _PAGE
+    return _Block(size, whole[first : first + size])
 
 
 def _ask_for_huge_pages(tensor: Tensor) -> None:

@@ -1185,7 +1185,7 @@ def summed(groups: Groups, source: Source, by_freq: bool) -> Tensor:
     """See :func:`firth.kernels.rows_reference.summed`."""
     source = _plain(groups, source, reference.precision(source.grads.dtype))
     grads = source.grads
-    out = torch.empty((len(groups.rows), grads.shape[1]), dtype=grads.dtype)
+    out = pages.result((len(groups.rows), grads.shape[1]), grads.dtype)
     if out.numel():
         size = grads.shape[1] * grads.element_size()
         places = len(groups.rows), groups.starts.data_ptr(), groups.order.data_ptr()
