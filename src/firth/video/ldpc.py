@@ -32,10 +32,12 @@ class Mixture:
     part: float
 
 
-_UNEVEN, _EVEN, _GOOD = Mixture(3, 24, 0.17), Mixture(3, 12, 0.35), Mixture(3, 8, 0.12)
+_UNEVEN, _BETWEEN = Mixture(3, 24, 0.17), Mixture(3, 18, 0.22)
+_EVEN, _GOOD = Mixture(3, 12, 0.35), Mixture(3, 8, 0.12)
 _MIXTURES = (
     (0.16, _EVEN),
     (0.3, _UNEVEN),
+    (0.325, _BETWEEN),  # web at 45 dB, spread
     (0.355, _EVEN),
     (0.365, _UNEVEN),  # web, spread
     (0.395, _EVEN),

@@ -101,19 +101,17 @@ class RobustReader:
         if not layout.n_slots:
             return []
         coefs = self._profile.carrier.coefs(plane)
-        matches = self.matches(coefs, layout)
+        in_turn, matches = self._in_turn(), self.matches(coefs, layout)
+        surely = [one for one in matches[:MOST_MATCHES] if one.score > THRESHOLD]
+        self._before, self._since = (surely[0], 0) if surely else (self._before, self._since + 1)
+        self.n_matched += bool(matches)
         if not matches:
-            self._since += 1
             for kind in self._kinds:
                 kind.miss()
-            return []
-        best = matches[0]
-        self._before, self._since = (best, 0) if best.score > THRESHOLD else (self._before, self._since + 1)
-        self.n_matched += 1
-        surely = [one for one in matches[1:MOST_MATCHES] if one.score > THRESHOLD]
-        found = self._decoded(plane, coefs, layout, [best, *surely])
+        parts = _with(in_turn, surely) or matches[:1]
+        found = self._decoded(plane, coefs, layout, matches[:1], parts)
         if found and self.strength is None:
-            self.strength = best.strength
+            self.strength = (matches or parts)[0].strength
         return found
 
     @property
@@ -155,6 +153,13 @@ class RobustReader:
             ]
         return sorted(found, key=lambda one: -one.score)
 
+    def _in_turn(self) -> Match | None:
+        """The pattern whose turn it is, whether it is recognised or not; ``None`` if nobody knows."""
+        if self._before is None or self._since >= REACH:
+            return None
+        pattern = (self._before.pattern + self._since + 1) % N_PATTERNS
+        return Match(0.0, self._before.strength, pattern)
+
     def _expected(self, before: int) -> list[int]:
         """Patterns that may come next: the one in turn, and where frames may be alike its neighbours."""
         in_turn = (before + self._since + 1) % N_PATTERNS
@@ -163,17 +168,31 @@ class RobustReader:
         return [before, (before + 1) % N_PATTERNS, in_turn]
 
     def _decoded(
-        self, plane: Floats, coefs: Floats, layout: Layout, matches: Sequence[Match]
+        self,
+        plane: Floats,
+        coefs: Floats,
+        layout: Layout,
+        best: Sequence[Match],
+        parts: Sequence[Match],
     ) -> list[Symbol]:
-        """The symbols of a frame: of its best pattern, and of the others where codewords are spread."""
+        """The symbols of a frame.
+
+        Args:
+            best: the pattern that is taken for its own, if there is one; whole codewords are of it.
+            parts: the patterns that spread codewords are added to.
+        """
         activity = self._profile.carrier.activity(plane)
         found: list[Symbol] = []
-        for match in matches:
-            best = match is matches[0]
-            kinds = [one for one in self._kinds_for(plane.shape) if best or isinstance(one, SpreadWords)]
-            if not kinds or match.strength != matches[0].strength:
-                break
-            slots = self._slots(coefs, activity, layout, match, count=best)
+        for match in _with(best[0] if best else None, parts):
+            is_best = [one.pattern for one in best] == [match.pattern]
+            kinds = [
+                one
+                for one in self._kinds_for(plane.shape)
+                if (match in parts if isinstance(one, SpreadWords) else is_best)
+            ]
+            if not kinds or match.strength != (best or parts)[0].strength:
+                continue
+            slots = self._slots(coefs, activity, layout, match, count=is_best)
             for kind in kinds:
                 found += kind.add(match.pattern, slots)
                 if kind.known:
@@ -253,6 +272,12 @@ def in_8_bits(luma: NDArray[Any]) -> Floats:
         return luma.astype(np.float32)
     top = int(luma.max(initial=0))
     return luma.astype(np.float32) / np.float32(4 if top < 1024 else 16 if top < 4096 else 256)
+
+
+def _with(one: Match | None, others: Sequence[Match]) -> list[Match]:
+    """The others, the surest first, and that one unless its pattern is there."""
+    more = [one] if one is not None and all(one.pattern != other.pattern for other in others) else []
+    return [*others, *more]
 
 
 def _probes(every: tuple[Pattern, ...]) -> _Probes:

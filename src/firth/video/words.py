@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from firth.video import pilots
 from firth.video.layout import N_PATTERNS, SPREAD, Layout
-from firth.video.ldpc import code_for
+from firth.video.ldpc import ROUNDS, code_for
 from firth.video.record import Symbol, unseal
 
 HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
@@ -23,6 +23,7 @@ SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the fr
 ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
 NO_NEWS = 2.0  # of two copies that differ more in what they say, the better one counts alone
 SURELY_OTHERS = 50.0  # bits that would be alike if they were the same: 7 standard deviations
+PATIENCE = 2  # times as many rounds for spread words, which are tried seldom and often only just say enough
 WORTH_IT = 1.07  # times what was known at the last attempt: then a spread word is tried again
 
 Floats = NDArray[np.float32]
@@ -31,7 +32,9 @@ Words = dict[int, tuple[Symbol, Bits]]
 """Number of a codeword -> its symbol, and its information bits."""
 
 
-def read_words(llr: Floats, layout: Layout, key: bytes, *, all_of_them: bool = True) -> Words:
+def read_words(
+    llr: Floats, layout: Layout, key: bytes, *, all_of_them: bool = True, rounds: int = ROUNDS
+) -> Words:
     """Those of a few codewords that can be read.
 
     Args:
@@ -39,6 +42,7 @@ def read_words(llr: Floats, layout: Layout, key: bytes, *, all_of_them: bool = T
         layout: of the codewords.
         key: that records are checked by.
         all_of_them: go on where the first cannot be read.
+        rounds: of decoding, at most.
     """
     code = code_for(layout.n_info, layout.n_coded)
     found: Words = {}
@@ -46,7 +50,7 @@ def read_words(llr: Floats, layout: Layout, key: bytes, *, all_of_them: bool = T
     for begin, end in ((0, first), (first, len(llr))):
         if begin == end:
             continue
-        info, held = code.decode(llr[begin:end])
+        info, held = code.decode(llr[begin:end], rounds)
         for at in np.flatnonzero(held):
             symbol = unseal(np.packbits(info[at]).tobytes(), key)
             if symbol is not None:
@@ -225,7 +229,7 @@ class SpreadWords:
                 continue
             group.tried[layout] = says
             words = layout.words(group.llr)[missing]
-            found = read_words(words, layout, self._key, all_of_them=final and self.known)
+            found = read_words(words, layout, self._key, all_of_them=final, rounds=PATIENCE * ROUNDS)
             if found:
                 self._layouts, self.known = [layout], True
                 group.read |= {missing[number]: one for number, one in found.items()}
