@@ -150,6 +150,19 @@ def test_frames_in_another_order_give_nothing_wrong() -> None:
     assert whole is None or whole.startswith(blob)
 
 
+def test_frames_too_weak_to_be_recognised_say_their_part() -> None:
+    """One frame of three is good, as from an encoder with B-frames; the others tell by their turn."""
+    wide = WEB.spread_out(about(64))
+    way, frames = replace(wide, rate=0.28), film(64)
+    good = marked(way, frames, b"w" * 40)
+    poor = noisy(way, good, 16, seed=3)
+    reader, layout = way.reader(KEY), way.layout(HEIGHT, WIDTH)
+    alone = [reader.matches(way.carrier.coefs(frame.astype(np.float32)), layout) for frame in poor]
+    assert sum(map(bool, alone)) < 4
+    assert read(WEB, [good[at] if at % 3 == 0 else poor[at] for at in range(64)]).blob() is not None
+    assert read(WEB, [good[at] if at % 3 == 0 else frames[at] for at in range(64)]).found == 0
+
+
 def test_through_a_second_encode() -> None:
     """What the profile with whole codewords does not hold, after a second encode.
 
