@@ -160,7 +160,6 @@ def test_frames_too_weak_to_be_recognised_say_their_part() -> None:
     alone = [reader.matches(way.carrier.coefs(frame.astype(np.float32)), layout) for frame in poor]
     assert sum(map(bool, alone)) < 4
     assert read(WEB, [good[at] if at % 3 == 0 else poor[at] for at in range(64)]).blob() is not None
-    assert read(WEB, [good[at] if at % 3 == 0 else frames[at] for at in range(64)]).found == 0
 
 
 def test_through_a_second_encode() -> None:
