@@ -187,3 +187,20 @@ def test_a_caller_bound_to_one_core_still_gets_its_result() -> None:
     finally:
         os.sched_setaffinity(0, allowed)
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run()
+        parents = crew()
+        child = os.fork()
+        if not child:
+            right = bool((run(rounds=3000) == 1).all()) and crew() is not parents and len(crew()._all) == 2
+            os._exit(0 if right else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (run() == 1).all() and crew() is parents
+    finally:
+        torch.set_num_threads(before)
