@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from firth.errors import SettingError
 from firth.video import geometry, pilots, words
 from firth.video.erasure import Cutter, Joiner
+from firth.video.floors import PSNR_SLACK
 from firth.video.payload import locator_key, pack, unpack
+from firth.video.profile import STRENGTHS
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
 
 Luma = NDArray[Any]
@@ -160,6 +162,20 @@ def test_every_frame_of_a_repeat_can_be_read_alone() -> None:
     after = marked(HARD, film(4), b"y" * 10)
     for frame in after:
         assert read(HARD, [frame]).found == 1
+
+
+@pytest.mark.parametrize("profile", [WEB, HARD, HIGH])
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("spread", [False, True])
+def test_every_strength_keeps_its_psnr(profile: Robust, strength: float, spread: bool) -> None:
+    """On frames that are all blocks; rounding pixels takes its share. And what was hidden is read."""
+    frames = film(16)
+    info = about(frames)
+    held = profile.holding(strength, info)
+    form = held.spread_out(info) if spread else held
+    after = marked(form, frames, b"q" * 20)
+    assert strength - PSNR_SLACK <= psnr(frames, after) < strength + 0.5
+    assert read(profile, after).blob() is not None
 
 
 def test_frames_alike_add_up() -> None:

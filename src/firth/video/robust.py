@@ -13,6 +13,7 @@ what does not change once, and well, and skips it in the frames that it saves on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -30,6 +31,7 @@ from firth.video.ldpc import code_for
 from firth.video.profile import STRENGTHS, Change, Reader
 from firth.video.record import rounded_down, seal
 
+ROUNDED = 1 / 12  # mean square error of rounding to whole levels
 FILLED = 0.8  # of the room at a rate: a payload that takes more gets the next higher rate
 
 Floats = NDArray[np.float32]
@@ -120,8 +122,11 @@ class Robust:
         return [*fitting[first:], *fitting[:first][::-1]]
 
     def step_for(self, psnr: float) -> float:
-        """The step at a strength."""
-        return self.step * 10 ** ((STRENGTHS[0] - psnr) / 20)
+        """The step at a strength: what full strength leaves of it, and no more than the error of that PSNR
+        allows beside that of rounding pixels, which counts at 45 dB and is a tenth of all at 48."""
+        error = 255**2 / 10 ** (psnr / 10)
+        most = math.sqrt(12 * self.carrier.block**2 / self.carrier.n_coefs * (error - ROUNDED))
+        return min(self.step * 10 ** ((STRENGTHS[0] - psnr) / 20), most)
 
     def layout(self, height: int, width: int) -> Layout:
         """The layout of frames of a size."""
