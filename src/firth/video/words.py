@@ -23,7 +23,7 @@ SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the fr
 ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
 NO_NEWS = 2.0  # of two copies that differ more in what they say, the better one counts alone
 SURELY_OTHERS = 50.0  # bits that would be alike if they were the same: 7 standard deviations
-PATIENCE = 2  # times as many rounds for spread words, which are tried seldom and often only just say enough
+PATIENCE = 2  # times as many rounds for spread words of which all is known: often they only just say enough
 WORTH_IT = 1.07  # times what was known at the last attempt: then a spread word is tried again
 
 Floats = NDArray[np.float32]
@@ -41,20 +41,22 @@ def read_words(
         llr: (n, n_coded) log P(0) / P(1).
         layout: of the codewords.
         key: that records are checked by.
-        all_of_them: go on where the first cannot be read.
+        all_of_them: go on where the one that says most cannot be read.
         rounds: of decoding, at most.
     """
     code = code_for(layout.n_info, layout.n_coded)
     found: Words = {}
-    first = 0 if all_of_them else 1
-    for begin, end in ((0, first), (first, len(llr))):
-        if begin == end:
+    everything = list(range(len(llr)))
+    best = [max(everything, key=lambda at: pilots.information(llr[at]))]
+    others = [at for at in everything if at not in best]
+    for numbers in [everything] if all_of_them else [best, others]:
+        if not numbers:
             continue
-        info, held = code.decode(llr[begin:end], rounds)
+        info, held = code.decode(llr[numbers], rounds)
         for at in np.flatnonzero(held):
             symbol = unseal(np.packbits(info[at]).tobytes(), key)
             if symbol is not None:
-                found[begin + int(at)] = symbol, info[at]
+                found[numbers[at]] = symbol, info[at]
         if not found:
             break
     return found
@@ -229,7 +231,8 @@ class SpreadWords:
                 continue
             group.tried[layout] = says
             words = layout.words(group.llr)[missing]
-            found = read_words(words, layout, self._key, all_of_them=final, rounds=PATIENCE * ROUNDS)
+            rounds = PATIENCE * ROUNDS if final else ROUNDS
+            found = read_words(words, layout, self._key, all_of_them=final and self.known, rounds=rounds)
             if found:
                 self._layouts, self.known = [layout], True
                 group.read |= {missing[number]: one for number, one in found.items()}
