@@ -36,7 +36,7 @@ from firth.video.erasure import Cutter, Joiner
 from firth.video.frames import VideoInfo
 from firth.video.metrics import Quality
 from firth.video.payload import locator_key, pack, unpack
-from firth.video.profile import STRENGTHS
+from firth.video.profile import STRENGTHS, read_all
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
 from video_clips import AV1, OWN_ENCODE, X265, Channel, Frame, clips, encode, load, x264
 
@@ -101,9 +101,8 @@ def hidden(
 def found(frames: list[Frame], profile: Robust, key: bytes) -> tuple[Joiner, float]:
     """Symbols of frames, and the bit error rate before correction."""
     joiner, reader = Joiner(), profile.reader(key)
-    for luma, _, _ in frames:
-        for symbol in reader.read(luma):
-            joiner.add(symbol)
+    for symbol in read_all(reader, (luma for luma, _, _ in frames)):
+        joiner.add(symbol)
     return joiner, reader.bit_error_rate or 0.0
 
 
@@ -247,9 +246,9 @@ def strangers(n_frames: int) -> None:
         while done < n_frames:
             key = rng.bytes(32)
             reader = profile.reader(key)
-            for luma, _, _ in (*films, *marked[profile.name]):
-                false += len(reader.read(luma))
-                done += 1
+            lumas = [luma for luma, _, _ in (*films, *marked[profile.name])]
+            false += len(list(read_all(reader, lumas)))
+            done += len(lumas)
             matched += reader.n_matched
         print(f"{profile.name}: {false} false finds in {done:,} frames; {matched} looked like a pattern")
 

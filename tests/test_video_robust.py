@@ -18,7 +18,7 @@ from firth.video import geometry, pilots, words
 from firth.video.erasure import Cutter, Joiner
 from firth.video.floors import PSNR_SLACK
 from firth.video.payload import locator_key, pack, unpack
-from firth.video.profile import STRENGTHS
+from firth.video.profile import STRENGTHS, read_all
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
 
 Luma = NDArray[Any]
@@ -55,10 +55,9 @@ def marked(profile: Robust, frames: list[Luma], blob: bytes, key: bytes = KEY, d
 
 
 def read(profile: Robust, frames: list[Luma], key: bytes = KEY) -> Joiner:
-    joiner, reader = Joiner(), profile.reader(key)
-    for frame in frames:
-        for symbol in reader.read(frame):
-            joiner.add(symbol)
+    joiner = Joiner()
+    for symbol in read_all(profile.reader(key), frames):
+        joiner.add(symbol)
     return joiner
 
 
@@ -206,10 +205,8 @@ def test_nothing_is_found_where_nothing_is(name: str) -> None:
     clean = profile.reader(KEY)
     black = np.full((HEIGHT, WIDTH), 16, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
-    for frame in after:
-        assert reader.read(frame) == []
-    for frame in [*frames, black, noise]:
-        assert clean.read(frame) == []
+    assert not list(read_all(reader, after))
+    assert not list(read_all(clean, [*frames, black, noise]))
     assert reader.n_matched == 0 and clean.n_matched == 0
     assert clean.bit_error_rate is None
 
@@ -228,6 +225,7 @@ def test_the_error_rate_is_that_of_the_bits() -> None:
         shape = WEB.carrier.coefs(frame.astype(np.float32)).shape
         dirty = frame + WEB.carrier.change(frame.shape, rng.normal(0, 11, shape).astype(np.float32))
         reader.read(np.clip(np.rint(dirty), 0, 255).astype(np.uint8))
+    reader.finish()
     wrong = 2 * (1 - 0.5 * (1 + math.erf(69.2 / 4 / 11 / math.sqrt(2))))
     assert reader.bit_error_rate == pytest.approx(wrong, abs=0.05)
     assert reader.n_matched == 6
@@ -302,9 +300,8 @@ def test_scaled_films_are_read_without_their_size(size: tuple[int, int]) -> None
     blob = b"scaled" * 2
     after = encoded(own(marked(HARD, frames, blob)), "libx264", {"crf": "23", "preset": "medium"}, size)
     reader, joiner = HARD.reader(KEY), Joiner()
-    for frame in after:
-        for symbol in reader.read(frame):
-            joiner.add(symbol)
+    for symbol in read_all(reader, after):
+        joiner.add(symbol)
     assert reader.size is not None
     assert abs(reader.size[0] - HEIGHT) <= 1 and abs(reader.size[1] - WIDTH) <= 1
     whole = joiner.blob()
@@ -322,8 +319,7 @@ def test_sizes_that_are_tried() -> None:
 def test_no_size_fits_what_is_not_marked() -> None:
     pytest.importorskip("av", reason="PyAV is not installed")
     reader = HARD.reader(KEY)
-    for frame in film(4):
-        assert reader.read(frame) == []
+    assert not list(read_all(reader, film(4)))
     assert reader.size is None
 
 

@@ -15,6 +15,7 @@ from firth.video.erasure import Cutter, Joiner
 from firth.video.layout import SPREAD, layout_of
 from firth.video.lossless import Lossless
 from firth.video.payload import locator_key
+from firth.video.profile import read_all
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
 
 Luma = NDArray[Any]
@@ -46,10 +47,9 @@ def marked(profile: Robust, frames: list[Luma], blob: bytes) -> list[Luma]:
 
 
 def read(profile: Robust, frames: list[Luma]) -> Joiner:
-    joiner, reader = Joiner(), profile.reader(KEY)
-    for frame in frames:
-        for symbol in reader.read(frame):
-            joiner.add(symbol)
+    joiner = Joiner()
+    for symbol in read_all(profile.reader(KEY), frames):
+        joiner.add(symbol)
     return joiner
 
 
@@ -185,7 +185,7 @@ def test_every_rate_is_found_out(profile: Robust) -> None:
         way = replace(profile, rate=rate)
         cutter = Cutter(b"r" * 30, way.symbol_bytes(about(16), 30))
         reader, change = PROFILES[profile.name].reader(KEY), way.marker(about(16), cutter, KEY)
-        found = [one for at, luma in enumerate(frames) for one in reader.read(change(luma.copy(), at))]
+        found = list(read_all(reader, [change(luma.copy(), at) for at, luma in enumerate(frames)]))
         assert found, rate
         assert all(one == cutter.symbol(one.symbol_id) for one in found)
 

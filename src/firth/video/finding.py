@@ -14,6 +14,7 @@ from firth.video.frames import Luma, VideoInfo, luma_frames, probe
 from firth.video.payload import Payload, locator_key, unpack
 from firth.video.profile import Profile, Reader
 from firth.video.profiles import readable
+from firth.video.record import Symbol
 
 
 @dataclass(frozen=True)
@@ -197,15 +198,24 @@ class Search:
         """Read frame after frame; yields how many were read."""
         for luma in frames:
             for suspect in self._suspects:
-                symbols = suspect.reader.read(luma)
-                suspect.n_usable += bool(symbols)
-                for symbol in symbols:
-                    suspect.joiner.add(symbol)
-                if symbols and len(self._suspects) > 1:
-                    self._suspects = [suspect]
+                if self._take(suspect, [suspect.reader.read(luma)]):
                     break
             self.n_frames += 1
             yield self.n_frames
+        for suspect in self._suspects:
+            if self._take(suspect, suspect.reader.finish()):
+                break
+
+    def _take(self, suspect: _Suspect, symbols_of: Sequence[list[Symbol]]) -> bool:
+        """Add the symbols of a few frames; if there are any, the others are suspects no more."""
+        for symbols in symbols_of:
+            suspect.n_usable += bool(symbols)
+            for symbol in symbols:
+                suspect.joiner.add(symbol)
+        found = any(symbols_of)
+        if found:
+            self._suspects = [suspect]
+        return found
 
     @property
     def best(self) -> _Suspect:

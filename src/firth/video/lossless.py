@@ -183,6 +183,10 @@ class LosslessReader:
         self.n_read += 1
         return [symbol]
 
+    def finish(self) -> list[list[Symbol]]:
+        """Nothing: each frame was read at once."""
+        return []
+
 
 class Places:
     """The order in which the samples of a frame are written: all of them, shuffled by a key.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from firth.video.erasure import Cutter
@@ -18,14 +18,27 @@ of the same shape and dtype)."""
 
 
 class Reader(Protocol):
-    """Finds symbols in luma planes. It sees each by itself, and needs no number of the frame."""
+    """Finds symbols in luma planes. It needs no number of the frame, and no frame but the one at hand; where
+    there are others around it, they may help."""
 
     @property
     def bit_error_rate(self) -> float | None:
         """Estimated share of wrong bits in the frames read so far, before correction; ``None`` if unknown."""
 
     def read(self, luma: Luma) -> list[Symbol]:
-        """The symbols of a frame whose checks fit; none if there are none for this key."""
+        """The symbols whose checks fit, of this frame or of one before that waited for it; none if there are
+        none for this key."""
+
+    def finish(self) -> list[list[Symbol]]:
+        """After the last frame: the symbols of each frame that still waited for others."""
+
+
+def read_all(reader: Reader, frames: Iterable[Luma]) -> Iterator[Symbol]:
+    """The symbols that a reader finds in frames from first to last; one may come more than once."""
+    for luma in frames:
+        yield from reader.read(luma)
+    for symbols in reader.finish():
+        yield from symbols
 
 
 class Profile(Protocol):

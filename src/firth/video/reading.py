@@ -1,15 +1,19 @@
-"""Reading the robust profiles: recognise the pattern of a frame, believe its bits as far as they deserve."""
+"""Reading the robust profiles: recognise the pattern of a frame, believe its bits as far as they deserve.
+
+A frame waits for the ``REACH`` behind it, which with those before tell how it was coded
+(:mod:`firth.video.context`); a frame that is alone in a film is read by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from firth.video import geometry, pilots
+from firth.video import context, geometry, pilots
 from firth.video.layout import N_PATTERNS, Layout, Pattern, patterns
 from firth.video.record import Symbol
 from firth.video.words import SpreadWords, WholeWords
@@ -17,11 +21,14 @@ from firth.video.words import SpreadWords, WholeWords
 if TYPE_CHECKING:
     from firth.video.robust import Robust
 
+ENOUGH = 0.8  # of a bit that each bit of a frame says by itself: then those around are not asked
 N_PROBES = 2048  # coefficients that a pattern is recognised by, at most
 THRESHOLD = 5.0  # of the match, normal with variance 1: by chance in one frame of 50,000, 64 matches each
 SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
 EXPECTED = 1.5  # the same for the patterns that may come next, at the strength of the frame before
+FOLLOWS = 3.0  # the same for the one in turn, to be as sure a match as any
 REACH = 4  # frames after the last sure match up to which that is so
+REACH_KNOWN = 16  # the same once spread words were read, so that the film is known to be the right one
 MOST_MATCHES = (
     3  # patterns read in one frame: its own, and those of frames that the encoder predicted it from
 )
@@ -53,6 +60,25 @@ class Match:
     pattern: int
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """A frame that waits for those behind it.
+
+    Attributes:
+        seen: as a reader saw it, with its own pattern.
+        shape: height and width, as they were when something was hidden.
+        own: the pattern that is taken for its own, if there is one.
+        best: the same if it was recognised: whole codewords are of it.
+        parts: the patterns that spread codewords are added to.
+    """
+
+    seen: context.Seen
+    shape: tuple[int, ...]
+    own: Match | None
+    best: Match | None
+    parts: Sequence[Match]
+
+
 class RobustReader:
     """Reads the symbols of frames that a robust profile wrote.
 
@@ -80,6 +106,8 @@ class RobustReader:
         self._since = 0  # frames since then
         self._n_read = 0
         self._first: Floats | None = None
+        self._frames: list[_Frame] = []  # in a row: some that were read, and those that wait
+        self._n_done = 0  # of these
         self._size: geometry.Size | None = None
         self._wrong = self._asked = 0
         self.n_matched = 0
@@ -91,27 +119,69 @@ class RobustReader:
         return self._wrong / self._asked if self._asked else None
 
     def read(self, luma: NDArray[Any]) -> list[Symbol]:
-        """The symbols of a frame whose checks fit."""
+        """The symbols, whose checks fit, of the frame that now has ``REACH`` behind it."""
         plane = in_8_bits(luma)
         if self.n_matched == 0:
             self._search_size(plane)
         if self._size is not None:
             plane = geometry.resized(plane, self._size).astype(np.float32)
+        found = []
+        if self._frames and self._frames[-1].shape != plane.shape:
+            found = [symbol for symbols in self.finish() for symbol in symbols]
+        if self._profile.layout(*plane.shape).n_slots:
+            self._frames.append(self._recognised(plane))
+            if len(self._frames) - self._n_done > context.REACH:
+                found += self._read_next()
+        return found
+
+    def finish(self) -> list[list[Symbol]]:
+        """The symbols of each frame that still waited; after the last one."""
+        found = [self._read_next() for _ in range(len(self._frames) - self._n_done)]
+        self._frames, self._n_done = [], 0
+        return found
+
+    def _recognised(self, plane: Floats) -> _Frame:
+        """A frame and the patterns that are in it."""
         layout = self._profile.layout(*plane.shape)
-        if not layout.n_slots:
-            return []
         coefs = self._profile.carrier.coefs(plane)
         in_turn, matches = self._in_turn(), self.matches(coefs, layout)
         surely = [one for one in matches[:MOST_MATCHES] if one.score > THRESHOLD]
-        self._before, self._since = (surely[0], 0) if surely else (self._before, self._since + 1)
+        follows = [
+            one
+            for one in matches
+            if in_turn is not None and one.pattern == in_turn.pattern and one.score > FOLLOWS
+        ]
+        sure = (surely or follows)[:1]
+        self._before, self._since = (sure[0], 0) if sure else (self._before, self._since + 1)
         self.n_matched += bool(matches)
-        if not matches:
+        best = matches[0] if matches else None
+        own = self._own(in_turn, matches)
+        phases = None if own is None else self._phases(coefs, layout, own)
+        activity = self._profile.carrier.activity(plane)
+        seen = context.Seen(coefs, activity, phases, -1 if own is None else own.pattern)
+        return _Frame(seen, plane.shape, own, best, _with(in_turn, surely) or matches[:1])
+
+    def _own(self, in_turn: Match | None, matches: Sequence[Match]) -> Match | None:
+        """The pattern of a frame: the best, or of spread words the one in turn, if it is there too; frames
+        that an encoder predicts from others show the patterns of these."""
+        if in_turn is not None and self._is_spread:
+            there = [one for one in matches if one.pattern == in_turn.pattern]
+            return (there or matches or [in_turn])[0]
+        return matches[0] if matches else in_turn
+
+    def _read_next(self) -> list[Symbol]:
+        """The symbols of the first frame that waits."""
+        at = self._n_done
+        frame = self._frames[at]
+        if frame.best is None:
             for kind in self._kinds:
                 kind.miss()
-        parts = _with(in_turn, surely) or matches[:1]
-        found = self._decoded(plane, coefs, layout, matches[:1], parts)
-        if found and self.strength is None:
-            self.strength = (matches or parts)[0].strength
+        offsets = [one for one in context.OFFSETS if 0 <= at + one < len(self._frames)]
+        found = self._decoded(frame, {one: self._frames[at + one].seen for one in offsets})
+        if found and self.strength is None and frame.own is not None:
+            self.strength = frame.own.strength
+        self._frames = self._frames[max(0, at + 1 - context.REACH) :]
+        self._n_done = min(at + 1, context.REACH)
         return found
 
     @property
@@ -145,7 +215,7 @@ class RobustReader:
             phases -= np.rint(phases)
             scores = pilots.match(phases, phases[:, : layout.n_pilots], probes.bits)
             least = np.full(N_PATTERNS, THRESHOLD)
-            if self._before is not None and self._before.strength == strength and self._since < REACH:
+            if self._before is not None and self._before.strength == strength and self._since < self._reach:
                 least[self._expected(self._before.pattern)] = EXPECTED
             found += [
                 Match(float(scores[number]), strength, int(number))
@@ -153,9 +223,18 @@ class RobustReader:
             ]
         return sorted(found, key=lambda one: -one.score)
 
+    @property
+    def _is_spread(self) -> bool:
+        """Whether a spread word was read."""
+        return any(isinstance(one, SpreadWords) and one.known for one in self._kinds)
+
+    @property
+    def _reach(self) -> int:
+        return REACH_KNOWN if self._is_spread else REACH
+
     def _in_turn(self) -> Match | None:
         """The pattern whose turn it is, whether it is recognised or not; ``None`` if nobody knows."""
-        if self._before is None or self._since >= REACH:
+        if self._before is None or self._since >= self._reach:
             return None
         pattern = (self._before.pattern + self._since + 1) % N_PATTERNS
         return Match(0.0, self._before.strength, pattern)
@@ -163,36 +242,23 @@ class RobustReader:
     def _expected(self, before: int) -> list[int]:
         """Patterns that may come next: the one in turn, and where frames may be alike its neighbours."""
         in_turn = (before + self._since + 1) % N_PATTERNS
-        if any(isinstance(one, SpreadWords) and one.known for one in self._kinds):
+        if self._is_spread:
             return [in_turn]
         return [before, (before + 1) % N_PATTERNS, in_turn]
 
-    def _decoded(
-        self,
-        plane: Floats,
-        coefs: Floats,
-        layout: Layout,
-        best: Sequence[Match],
-        parts: Sequence[Match],
-    ) -> list[Symbol]:
-        """The symbols of a frame.
-
-        Args:
-            best: the pattern that is taken for its own, if there is one; whole codewords are of it.
-            parts: the patterns that spread codewords are added to.
-        """
-        activity = self._profile.carrier.activity(plane)
+    def _decoded(self, frame: _Frame, around: Mapping[int, context.Seen]) -> list[Symbol]:
+        """The symbols of a frame, given those around by their offsets."""
         found: list[Symbol] = []
-        for match in _with(best[0] if best else None, parts):
-            is_best = [one.pattern for one in best] == [match.pattern]
+        for match in _with(frame.best, frame.parts):
+            is_best = frame.best is not None and frame.best.pattern == match.pattern
             kinds = [
                 one
-                for one in self._kinds_for(plane.shape)
-                if (match in parts if isinstance(one, SpreadWords) else is_best)
+                for one in self._kinds_for(frame.shape)
+                if (match in frame.parts if isinstance(one, SpreadWords) else is_best)
             ]
-            if not kinds or match.strength != (best or parts)[0].strength:
+            if not kinds or frame.own is None or match.strength != frame.own.strength:
                 continue
-            slots = self._slots(coefs, activity, layout, match, count=is_best)
+            slots = self._slots(frame, around, match)
             for kind in kinds:
                 found += kind.add(match.pattern, slots)
                 if kind.known:
@@ -200,18 +266,32 @@ class RobustReader:
                     break
         return found
 
-    def _slots(self, coefs: Floats, activity: Floats, layout: Layout, match: Match, *, count: bool) -> Floats:
-        """log P(0) / P(1) of the coded bits that a pattern has in a frame; ``count`` its wrong pilots."""
+    def _slots(self, frame: _Frame, around: Mapping[int, context.Seen], match: Match) -> Floats:
+        """log P(0) / P(1) of the coded bits that a pattern has in a frame."""
+        layout = self._profile.layout(*frame.shape)
         pattern = patterns(self._key, self._profile.name, layout)[match.pattern]
-        phases = coefs / np.float32(self._profile.step_for(match.strength)) - pattern.dither
-        phases -= np.rint(phases)
-        if count:
+        seen, is_own = frame.seen, frame.own is not None and frame.own.pattern == match.pattern
+        phases = seen.phases if is_own else None
+        if phases is None:
+            phases = self._phases(seen.coefs, layout, match)
+        if frame.best is not None and frame.best.pattern == match.pattern:
             wrong = (np.abs(phases.reshape(-1)[pattern.pilot_pos]) > 0.25) != pattern.pilot_bits
             self._wrong += int(wrong.sum())
             self._asked += wrong.size
-        llr = pilots.log_likelihoods(phases, activity, pattern.pilot_pos, pattern.pilot_bits)
+        llr = pilots.log_likelihoods(phases, seen.activity, pattern.pilot_pos, pattern.pilot_bits)
+        if is_own and around and pilots.information(llr) < ENOUGH:
+            step, carrier = self._profile.step_for(match.strength), self._profile.carrier
+            given = context.features(seen, around, llr, step, carrier, carrier.grid(frame.shape)[1])
+            llr = context.network()(given, llr)
         slots: Floats = llr.reshape(-1)[pattern.data_pos]
         return slots
+
+    def _phases(self, coefs: Floats, layout: Layout, match: Match) -> Floats:
+        """(n_blocks, n_coefs) in steps from the points of bit 0 of a pattern, [-1/2, 1/2]."""
+        pattern = patterns(self._key, self._profile.name, layout)[match.pattern]
+        phases = coefs / np.float32(self._profile.step_for(match.strength)) - pattern.dither
+        phases -= np.rint(phases)
+        return phases
 
     def _kinds_for(self, shape: tuple[int, ...]) -> list[WholeWords | SpreadWords]:
         """The kinds of codewords that frames of a size may have; one of them, once a symbol was read."""
@@ -257,10 +337,19 @@ class EitherReader:
         return next((one.size for one in self._readers if one.size is not None), None)
 
     def read(self, luma: NDArray[Any]) -> list[Symbol]:
-        """The symbols of a frame whose checks fit."""
+        """The symbols, whose checks fit, of the frame whose turn it is."""
         for reader in self._readers:
             found = reader.read(luma)
             if found:
+                self._readers = [reader]
+                return found
+        return []
+
+    def finish(self) -> list[list[Symbol]]:
+        """The symbols of each frame that still waited; after the last one."""
+        for reader in self._readers:
+            found = reader.finish()
+            if any(found):
                 self._readers = [reader]
                 return found
         return []
