@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import firth.video
-from firth.video import context, pilots
+from firth.video import context, geometry, pilots
 from firth.video.erasure import Cutter
 from firth.video.layout import patterns
 from firth.video.robust import HARD, HIGH, WEB, Robust
@@ -42,7 +42,7 @@ Floats = NDArray[np.float32]
 KEY = bytes(range(32))
 N_HIDDEN = 64
 MOST_SAMPLES = 40_000  # of a film in one profile behind one encoder
-N_SCENES, SCENE_FRAMES = 36, 40
+N_SCENES, SCENE_FRAMES = 96, 40
 
 
 def _x265(crf: int) -> Channel:
@@ -64,7 +64,7 @@ def _forms() -> list[tuple[Robust, list[Channel]]]:
     ]
     harder = [
         *(x264("medium", 28), x264("veryfast", 28), X265, AV1, x264("medium", 31)),
-        *(x264("medium", 28, dropped=0.25), x264("fast", 26)),
+        *(x264("medium", 28, dropped=0.25), x264("fast", 26), x264("medium", 28, scale=0.75)),
     ]
     light = [x264("medium", 18), x264("fast", 20), _x265(18), _av1(22)]
     return [
@@ -107,18 +107,20 @@ def behind(frames: list[Frame], form: Robust, channel: Channel, seed: int, most:
     out = channel.run(own, seed)
     kept = np.flatnonzero(np.random.default_rng(seed).random(len(frames)) >= channel.dropped)
     layout = form.layout(info.height, info.width)
-    every, step = patterns(KEY, form.name, layout), np.float32(form.step_for(form.psnr))
+    every = patterns(KEY, form.name, layout)
     views, truth, alone = [], [], []
     for at, (luma, _, _) in zip(kept, out, strict=True):
         number = int(at) // form.repeat % len(every)
-        pattern, plane = every[number], luma.astype(np.float32)
-        seen = _seen(form, plane, step, pattern.dither, number)
+        scaled = luma.shape != (info.height, info.width)
+        back = geometry.resized(luma, (info.height, info.width)) if scaled else luma
+        pattern, plane = every[number], back.astype(np.float32)
+        seen = _seen(form, plane, pattern.dither, number)
         views.append(seen)
         assert seen.phases is not None
         alone.append(
             pilots.log_likelihoods(seen.phases, seen.activity, pattern.pilot_pos, pattern.pilot_bits)
         )
-        sent = _seen(form, marked[at][0].astype(np.float32), step, pattern.dither, number)
+        sent = _seen(form, marked[at][0].astype(np.float32), pattern.dither, number)
         assert sent.phases is not None
         truth.append(np.abs(sent.phases) > 0.25)
     columns = info.width // form.carrier.block
@@ -128,17 +130,19 @@ def behind(frames: list[Frame], form: Robust, channel: Channel, seed: int, most:
         chosen = np.arange(llr.size)
         if most is not None:
             around, chosen = _fewer(around, rng), rng.permutation(llr.size)[: -(-most // len(views))]
-        given = context.features(views[at], around, llr, float(step), form.carrier, columns)
+        carrier = replace(form.carrier, n_coefs=llr.shape[1])
+        step = form.step_for(form.psnr, carrier.n_coefs)
+        given = context.features(views[at], around, llr, step, carrier, columns)
         rows = (np.ascontiguousarray(array.T[chosen]) for array in (given.even, given.odd))
         parts.append((*rows, llr.reshape(-1)[chosen], bits.reshape(-1)[chosen].astype(np.uint8)))
     even, odd, llr, bits = (np.concatenate(part) for part in zip(*parts, strict=True))
-    n_a_frame = layout.n_blocks * layout.n_coefs - layout.n_pilots
+    n_a_frame = float(np.mean([layout.n_free(number) for number in range(len(every))]))
     return Sample(even, odd, llr, bits, n_a_frame)
 
 
-def _seen(form: Robust, plane: Floats, step: np.float32, dither: Floats, number: int) -> context.Seen:
-    coefs = form.carrier.coefs(plane)
-    phases = coefs / step - dither
+def _seen(form: Robust, plane: Floats, dither: Floats, number: int) -> context.Seen:
+    coefs, n_coefs = form.carrier.coefs(plane), dither.shape[1]
+    phases = coefs[:, :n_coefs] / np.float32(form.step_for(form.psnr, n_coefs)) - dither
     phases -= np.rint(phases)
     return context.Seen(coefs, form.carrier.activity(plane), phases, number)
 
@@ -281,7 +285,7 @@ def main() -> None:
     task.add_argument("--train", action="store_true", help="train, write the weights, score them")
     task.add_argument("--score", action="store_true", help="score the weights there are")
     parser.add_argument("--scenes", type=int, default=N_SCENES, help="films to train on")
-    parser.add_argument("--epochs", type=float, default=6, help="times that samples are seen")
+    parser.add_argument("--epochs", type=float, default=5, help="times that samples are seen")
     parser.add_argument("--frames", type=int, default=48, help="of each clip that is scored")
     given = parser.parse_args()
     network = context.network() if given.score else None

@@ -23,9 +23,9 @@ def scene(seed: int, count: int, size: tuple[int, int]) -> list[Frame]:
     rng = np.random.default_rng(seed)
     cut = int(rng.integers(8, count - 8)) if rng.random() < 0.3 else count
     planes = [*_shot(rng, cut, size), *_shot(rng, count - cut, size)]
-    grain = float(rng.choice([0.0, 0.7, 1.5, 3.0]))
+    grain = float(rng.choice([0.0, 0.7, 1.5, 2.5, 4.0]))
     frames = [_frame(plane + grain * rng.normal(0, 1, plane.shape)) for plane in planes]
-    if rng.random() < 0.6:  # most films were encoded before
+    if rng.random() < 0.4:  # many films were encoded before
         once = {"preset": "medium", "crf": str(int(rng.integers(16, 27)))}
         frames = encode(frames, Channel("", "libx264", once))[0]
     return frames

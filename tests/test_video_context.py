@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from firth.video import context, pilots, reading
+from firth.video import context
 from firth.video.carrier import BlockCarrier
 from firth.video.context import Features, Seen, features, network
 from firth.video.erasure import Cutter
 from firth.video.payload import locator_key
-from firth.video.profile import read_all
-from firth.video.robust import HARD, WEB, Robust
+from firth.video.robust import Robust
 
 Floats = NDArray[np.float32]
 Luma = NDArray[Any]

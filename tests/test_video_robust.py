@@ -192,8 +192,9 @@ def test_frames_alike_add_up() -> None:
 
 def test_a_film_that_stands_still_takes_no_more_memory() -> None:
     kind = words.WholeWords([HARD.layout(HEIGHT, WIDTH)], KEY)
+    nothing = np.zeros(HARD.layout(HEIGHT, WIDTH).n_slots(0), np.float32)
     for _ in range(3 * words.MOST_ALIKE):
-        kind.add(3, np.zeros(HARD.layout(HEIGHT, WIDTH).n_slots, np.float32))
+        kind.add(3, nothing, nothing)
     assert len(kind._alike) == words.MOST_ALIKE
 
 
@@ -256,7 +257,7 @@ def test_patterns_and_places_are_pinned() -> None:
     from firth.video.layout import patterns
 
     layout = HARD.layout(360, 640)
-    assert (layout.n_pilots, layout.n_words, layout.n_coded, layout.symbol_bytes) == (53, 1, 1707, 98)
+    assert (layout.n_pilots(3), layout.n_words, layout.n_coded, layout.symbol_bytes) == (53, 1, 1707, 98)
     pattern = patterns(bytes(32), "hard", layout)[3]
     assert pattern.pilot_pos[:4].tolist() == PINNED_POS
     assert pattern.dither[0, :3].tolist() == pytest.approx(PINNED_DITHER, abs=1e-6)

@@ -23,7 +23,8 @@ def test_the_settings_are_those_of_the_code() -> None:
     named |= {f"{name}, spread": one.wide for name, one in named.items()}
     for name, one in named.items():
         size, rates = one.carrier.block, ", ".join(f"{rate:g}" for rate in one.rates)
-        settings = (f"{size} x {size}", one.carrier.n_coefs, f"{one.step:g}", rates, one.repeat)
+        coefs = ", ".join(map(str, one.coefs))
+        settings = (f"{size} x {size}", coefs, f"{one.step:g}", rates, one.repeat)
         row = f"| {name} | {' | '.join(map(str, settings))} |"
         assert row in PAGE, row
 

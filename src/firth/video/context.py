@@ -24,6 +24,7 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
+from firth.video import pilots
 from firth.video.carrier import BlockCarrier
 
 REACH = 4  # frames on each side
@@ -38,6 +39,9 @@ first: by distance, or one half."""
 FAR = 1.5  # steps beyond which a difference is the same
 CHUNK = 8192  # coefficients at a time, so that what is between the layers stays in the caches
 WEIGHTS = "context.npz"
+SCALES = np.geomspace(0.4, 2.2, 18)
+SCALE_SPREAD = 0.2  # of the logarithm of a scale, before any pilot was seen
+KEPT = 0.98  # of what earlier frames told of scales, from one to the next
 
 Floats = NDArray[np.float32]
 
@@ -49,8 +53,8 @@ class Seen:
     Attributes:
         coefs: (n_blocks, n_coefs) of its carrier.
         activity: (n_blocks,) of its blocks.
-        phases: (n_blocks, n_coefs) in steps, [-1/2, 1/2], from the lattice of its pattern; ``None`` if no
-            pattern was recognised.
+        phases: (n_blocks, those that its pattern uses) in steps, [-1/2, 1/2], from the lattice of its
+            pattern; ``None`` if no pattern was recognised.
         pattern: its number; -1 if none was recognised.
     """
 
@@ -61,12 +65,12 @@ class Seen:
 
     @cached_property
     def quality(self) -> Floats | None:
-        """(n_blocks, n_coefs) 1 on a point of either bit, -1 between two."""
+        """(n_blocks, those in use) 1 on a point of either bit, -1 between two."""
         return None if self.phases is None else np.cos(np.float32(4 * np.pi) * self.phases)
 
     @cached_property
     def toward_zero(self) -> Floats | None:
-        """(n_blocks, n_coefs) 1 on a point of bit 0, -1 on one of bit 1."""
+        """(n_blocks, those in use) 1 on a point of bit 0, -1 on one of bit 1."""
         return None if self.phases is None else np.cos(np.float32(2 * np.pi) * self.phases)
 
     @cached_property
@@ -91,32 +95,33 @@ class Features:
 def features(
     seen: Seen, around: Mapping[int, Seen], llr: Floats, step: float, carrier: BlockCarrier, columns: int
 ) -> Features:
-    """Features of every coefficient of a frame.
+    """Features of every coefficient that a frame uses.
 
     Args:
         seen: the frame, with a pattern.
         around: offset in frames -> another frame of the same size, those of :data:`OFFSETS` there are.
         llr: (n_blocks, n_coefs) log P(0) / P(1) of the frame by itself.
         step: of the lattice.
-        carrier, columns: the coefficients, and blocks in a row.
+        carrier, columns: the coefficients in use, and blocks in a row.
     """
-    assert seen.phases is not None and seen.quality is not None
+    assert seen.phases is not None
+    phases, coefs = seen.phases, seen.coefs[:, : carrier.n_coefs]
     even: list[Floats] = [*_place(seen, carrier, columns)]
     odd: list[Floats] = [*_own(seen, llr)]
-    away = np.where(seen.phases < 0, np.float32(1), np.float32(-1))  # from the point of bit 0, times the sign
-    nothing = np.zeros_like(seen.coefs)
+    toward = -np.copysign(np.float32(1) / np.float32(step), phases)  # the point of bit 0 lies that way
+    nothing = np.zeros_like(phases)
     for offset in OFFSETS:
         other = around.get(offset)
         even += _of_other(seen, other, nothing)
-        alike = other is not None and other.pattern == seen.pattern
-        odd.append(other.toward_zero if alike and other.toward_zero is not None else nothing)  # type: ignore[union-attr]
-        _add_difference(even, odd, seen, other and other.coefs, away, step)
+        alike = other.toward_zero if other is not None and other.pattern == seen.pattern else None
+        odd.append(nothing if alike is None else alike)
+        _add_difference(even, odd, coefs, None if other is None else other.coefs, toward)
     for before, after, weight in BETWEEN:
         first, second = around.get(before), around.get(after)
         mixed = None
         if first is not None and second is not None:
             mixed = np.float32(weight) * first.coefs + np.float32(1 - weight) * second.coefs
-        _add_difference(even, odd, seen, mixed, away, step)
+        _add_difference(even, odd, coefs, mixed, toward)
     return Features(_stacked(even), _stacked(odd))
 
 
@@ -154,25 +159,28 @@ def _of_other(seen: Seen, other: Seen | None, nothing: Floats) -> list[Floats]:
     """How well another frame came through, and whether it carries the same: even."""
     if other is None or other.quality is None:
         return [nothing, nothing, nothing]
+    n_coefs = nothing.shape[1]
+    quality: Floats = other.quality
+    if quality.shape[1] < n_coefs:  # there the others are not in use
+        quality = np.pad(quality, ((0, 0), (0, n_coefs - quality.shape[1])))
     return [
-        other.quality,
+        quality[:, :n_coefs],
         np.full_like(nothing, other.mean_quality),
         np.full_like(nothing, other.pattern == seen.pattern),
     ]
 
 
 def _add_difference(
-    even: list[Floats], odd: list[Floats], seen: Seen, coefs: Floats | None, away: Floats, step: float
+    even: list[Floats], odd: list[Floats], coefs: Floats, others: Floats | None, toward: Floats
 ) -> None:
     """Where others would put the coefficient: which way (odd), and how far for the block (even)."""
-    if coefs is None:
-        odd.append(np.zeros_like(seen.coefs))
-        even.append(np.ones_like(seen.coefs))
+    if others is None:
+        odd.append(np.zeros_like(toward))
+        even.append(np.ones_like(toward))
         return
-    difference = (coefs - seen.coefs) / np.float32(step)
-    odd.append(away * np.clip(difference, -FAR, FAR))
-    far = np.tanh(3 * np.abs(difference).mean(1, keepdims=True))
-    even.append(np.broadcast_to(far, difference.shape))
+    steps = (others[:, : coefs.shape[1]] - coefs) * toward
+    odd.append(np.clip(steps, -FAR, FAR))
+    even.append(np.broadcast_to(np.tanh(3 * np.abs(steps).mean(1, keepdims=True)), steps.shape))
 
 
 def _stacked(rows: Sequence[Floats]) -> Floats:
@@ -215,6 +223,26 @@ class Network:
         second += self.between_bias[:, None]
         np.maximum(second, 0, out=second)
         return np.asarray(self.last @ second)
+
+
+class Trust:
+    """How far what the network says is to be believed in a film: its pilots tell.
+
+    Its ratios are multiplied by what makes the pilots of the frames so far most likely, in frames that say
+    much and in those that say little each by itself.
+    """
+
+    def __init__(self) -> None:
+        self._likely = np.tile(-((np.log(SCALES) / SCALE_SPREAD) ** 2) / 2, (2, 1))
+
+    def scaled(self, llr: Floats, pilot_pos: NDArray[np.int64], pilot_bits: NDArray[np.uint8]) -> Floats:
+        """(n_blocks, n_coefs) the ratios of the next frame, as they are to be believed."""
+        right = llr.reshape(-1)[pilot_pos] * (1 - 2 * pilot_bits.astype(np.float32))
+        likely = self._likely[int(pilots.information(llr) > 0.5)]
+        likely -= np.logaddexp(0, -SCALES[:, None] * right).sum(1)
+        scale = SCALES[likely.argmax()]
+        likely *= KEPT
+        return np.asarray(llr * np.float32(scale))
 
 
 @lru_cache(maxsize=1)

@@ -108,6 +108,7 @@ class RobustReader:
         self._first: Floats | None = None
         self._frames: list[_Frame] = []  # in a row: some that were read, and those that wait
         self._n_done = 0  # of these
+        self._trust = context.Trust()
         self._size: geometry.Size | None = None
         self._wrong = self._asked = 0
         self.n_matched = 0
@@ -128,7 +129,7 @@ class RobustReader:
         found = []
         if self._frames and self._frames[-1].shape != plane.shape:
             found = [symbol for symbols in self.finish() for symbol in symbols]
-        if self._profile.layout(*plane.shape).n_slots:
+        if self._profile.layout(*plane.shape).n_coded:
             self._frames.append(self._recognised(plane))
             if len(self._frames) - self._n_done > context.REACH:
                 found += self._read_next()
@@ -200,20 +201,23 @@ class RobustReader:
 
     def _score(self, plane: NDArray[Any]) -> float:
         layout = self._profile.layout(*plane.shape)
-        if not layout.n_slots:
+        if not layout.n_coded:
             return 0.0
         matches = self.matches(self._profile.carrier.coefs(plane.astype(np.float32)), layout)
         return matches[0].score if matches else 0.0
 
     def matches(self, coefs: Floats, layout: Layout) -> list[Match]:
         """The patterns above the threshold, best first."""
-        probes = _probes(patterns(self._key, self._profile.name, layout))
+        probes = _probes(patterns(self._key, self._profile.name, layout), self._profile.carrier.n_coefs)
         values = coefs.reshape(-1)[probes.pos]
+        n_coefs = [layout.n_coefs(number) for number in range(N_PATTERNS)]
         found = []
         for strength in self._strengths if self.strength is None else (self.strength,):
-            phases = values / np.float32(self._profile.step_for(strength)) - probes.dither
+            steps = {n: self._profile.step_for(strength, n) for n in set(n_coefs)}
+            step = np.array([[steps[n]] for n in n_coefs], np.float32)
+            phases: Floats = values / step - probes.dither
             phases -= np.rint(phases)
-            scores = pilots.match(phases, phases[:, : layout.n_pilots], probes.bits)
+            scores = pilots.match(phases, phases[:, : probes.bits.shape[1]], probes.bits)
             least = np.full(N_PATTERNS, THRESHOLD)
             if self._before is not None and self._before.strength == strength and self._since < self._reach:
                 least[self._expected(self._before.pattern)] = EXPECTED
@@ -258,16 +262,18 @@ class RobustReader:
             ]
             if not kinds or frame.own is None or match.strength != frame.own.strength:
                 continue
-            slots = self._slots(frame, around, match)
+            slots, alone = self._slots(frame, around, match)
             for kind in kinds:
-                found += kind.add(match.pattern, slots)
+                found += kind.add(match.pattern, slots, alone)
                 if kind.known:
                     self._kinds = [kind]
                     break
         return found
 
-    def _slots(self, frame: _Frame, around: Mapping[int, context.Seen], match: Match) -> Floats:
-        """log P(0) / P(1) of the coded bits that a pattern has in a frame."""
+    def _slots(
+        self, frame: _Frame, around: Mapping[int, context.Seen], match: Match
+    ) -> tuple[Floats, Floats]:
+        """log P(0) / P(1) of the coded bits that a pattern has in a frame, with those around and alone."""
         layout = self._profile.layout(*frame.shape)
         pattern = patterns(self._key, self._profile.name, layout)[match.pattern]
         seen, is_own = frame.seen, frame.own is not None and frame.own.pattern == match.pattern
@@ -278,18 +284,22 @@ class RobustReader:
             wrong = (np.abs(phases.reshape(-1)[pattern.pilot_pos]) > 0.25) != pattern.pilot_bits
             self._wrong += int(wrong.sum())
             self._asked += wrong.size
-        llr = pilots.log_likelihoods(phases, seen.activity, pattern.pilot_pos, pattern.pilot_bits)
-        if is_own and around and pilots.information(llr) < ENOUGH:
-            step, carrier = self._profile.step_for(match.strength), self._profile.carrier
-            given = context.features(seen, around, llr, step, carrier, carrier.grid(frame.shape)[1])
-            llr = context.network()(given, llr)
-        slots: Floats = llr.reshape(-1)[pattern.data_pos]
-        return slots
+        alone = pilots.log_likelihoods(phases, seen.activity, pattern.pilot_pos, pattern.pilot_bits)
+        llr = alone
+        if is_own and around and pilots.information(alone) < ENOUGH:
+            carrier = replace(self._profile.carrier, n_coefs=alone.shape[1])
+            step = self._profile.step_for(match.strength, carrier.n_coefs)
+            given = context.features(seen, around, alone, step, carrier, carrier.grid(frame.shape)[1])
+            joint = context.network()(given, alone)
+            llr = self._trust.scaled(joint, pattern.pilot_pos, pattern.pilot_bits)
+        return llr.reshape(-1)[pattern.data_pos], alone.reshape(-1)[pattern.data_pos]
 
     def _phases(self, coefs: Floats, layout: Layout, match: Match) -> Floats:
-        """(n_blocks, n_coefs) in steps from the points of bit 0 of a pattern, [-1/2, 1/2]."""
+        """(n_blocks, coefficients of a pattern) in steps from its points of bit 0, [-1/2, 1/2]."""
         pattern = patterns(self._key, self._profile.name, layout)[match.pattern]
-        phases = coefs / np.float32(self._profile.step_for(match.strength)) - pattern.dither
+        n_coefs = pattern.dither.shape[1]
+        step = np.float32(self._profile.step_for(match.strength, n_coefs))
+        phases: Floats = coefs[:, :n_coefs] / step - pattern.dither
         phases -= np.rint(phases)
         return phases
 
@@ -369,9 +379,12 @@ def _with(one: Match | None, others: Sequence[Match]) -> list[Match]:
     return [*others, *more]
 
 
-def _probes(every: tuple[Pattern, ...]) -> _Probes:
-    first = every[0]
-    count = min(N_PROBES, len(first.data_pos))
-    pos = np.stack([np.concatenate([one.pilot_pos, one.data_pos[:count]]) for one in every])
-    dither = np.stack([one.dither.reshape(-1)[at] for one, at in zip(every, pos, strict=True)])
-    return _Probes(pos, dither, np.stack([one.pilot_bits for one in every]))
+def _probes(every: tuple[Pattern, ...], n_coefs: int) -> _Probes:
+    """Args: n_coefs: of a block, whether a pattern uses them or not."""
+    n_pilots = min(len(one.pilot_pos) for one in every)
+    count = min(N_PROBES, *(len(one.data_pos) for one in every))
+    own = [np.concatenate([one.pilot_pos[:n_pilots], one.data_pos[:count]]) for one in every]
+    dither = np.stack([one.dither.reshape(-1)[at] for one, at in zip(every, own, strict=True)])
+    used = [one.dither.shape[1] for one in every]
+    pos = np.stack([at // n * n_coefs + at % n for at, n in zip(own, used, strict=True)])
+    return _Probes(pos, dither, np.stack([one.pilot_bits[:n_pilots] for one in every]))

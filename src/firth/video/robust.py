@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ from firth.video.layout import N_PATTERNS, SPREAD, Layout, layout_of, patterns
 from firth.video.ldpc import code_for
 from firth.video.profile import STRENGTHS, Change, Reader
 from firth.video.record import rounded_down, seal
+
+if TYPE_CHECKING:
+    from firth.video.codebook import CosetTable
 
 ROUNDED = 1 / 12  # mean square error of rounding to whole levels
 FILLED = 0.8  # of the room at a rate: a payload that takes more gets the next higher rate
@@ -45,7 +49,8 @@ class Robust:
     Args:
         name: on the command line.
         carrier: the coefficients.
-        step: of the lattice, in units of coefficients of 8-bit luma, at full strength.
+        step: of the lattice, in units of coefficients of 8-bit luma, at full strength, where all coefficients
+            of the carrier are in use; fewer have larger steps.
         rate: information bits a coded bit.
         rates: those that a reader has to try; the largest carries most, the smallest lives through most.
         repeat: frames in a row that carry the same.
@@ -53,6 +58,7 @@ class Robust:
         scales: it is strong enough to be found after scaling.
         spread: frames that share codewords: 1 or ``SPREAD``.
         most_coded: bits of a codeword, at most.
+        in_turn: coefficients of a block that frames use in turn; all of the carrier's by default.
         psnr: luma PSNR that it is turned down to, one of ``strengths``.
         strengths: what a reader has to try.
         fine: the same profile for higher PSNR, where other settings carry more.
@@ -69,6 +75,7 @@ class Robust:
     scales: bool = True
     spread: int = 1
     most_coded: int = 4096
+    in_turn: tuple[int, ...] = ()
     psnr: float = STRENGTHS[0]
     strengths: tuple[float, ...] = STRENGTHS
     fine: Robust | None = None
@@ -121,21 +128,32 @@ class Robust:
         first = next(roomy, len(fitting) - 1)
         return [*fitting[first:], *fitting[:first][::-1]]
 
-    def step_for(self, psnr: float) -> float:
-        """The step at a strength: what full strength leaves of it, and no more than the error of that PSNR
-        allows beside that of rounding pixels, which counts at 45 dB and is a tenth of all at 48."""
+    def step_for(self, psnr: float, n_coefs: int) -> float:
+        """The step at a strength where so many coefficients of a block are in use: what full strength leaves
+        of it, and no more than the error of that PSNR allows beside that of rounding pixels, which counts at
+        45 dB and is a tenth of all at 48."""
         error = 255**2 / 10 ** (psnr / 10)
-        most = math.sqrt(12 * self.carrier.block**2 / self.carrier.n_coefs * (error - ROUNDED))
-        return min(self.step * 10 ** ((STRENGTHS[0] - psnr) / 20), most)
+        most = math.sqrt(12 * self.carrier.block**2 / n_coefs * (error - ROUNDED))
+        wider = math.sqrt(self.carrier.n_coefs / n_coefs)
+        return min(self.step * wider * 10 ** ((STRENGTHS[0] - psnr) / 20), most)
+
+    @property
+    def coefs(self) -> tuple[int, ...]:
+        """Coefficients of a block that frames use in turn."""
+        return self.in_turn or (self.carrier.n_coefs,)
 
     def layout(self, height: int, width: int) -> Layout:
         """The layout of frames of a size."""
-        return layout_of(self.carrier, self.rate, self.spread, self.most_coded, height, width)
+        return layout_of(self.carrier, self.coefs, self.rate, self.spread, self.most_coded, height, width)
+
+    def n_groups(self, n_frames: int) -> int:
+        """Times that all parts of codewords fit into ``n_frames`` frames."""
+        return -(-n_frames // self.repeat) // self.spread
 
     def n_symbols(self, info: VideoInfo, n_frames: int) -> int:
         """Different symbols that ``n_frames`` frames carry whole."""
-        groups = -(-n_frames // self.repeat) // self.spread
-        return groups * self.layout(info.height, info.width).n_words
+        layout, n_groups = self.layout(info.height, info.width), self.n_groups(n_frames)
+        return (n_groups - 1) * layout.n_words + layout.lighter.n_words if n_groups else 0
 
     def most_bytes(self, info: VideoInfo) -> int:
         """The longest blob that a cover takes, ``spare`` set aside; 0 if frames are too small or few."""
@@ -159,7 +177,7 @@ class Robust:
 
     def marker(self, info: VideoInfo, cutter: Cutter, key: bytes) -> Change:
         """Writes the next symbols into every ``repeat`` frames (from 0 again after the last)."""
-        return _Marker(self, info.depth, cutter, key)
+        return _Marker(self, info, cutter, key)
 
     def reader(self, key: bytes) -> Reader:
         """A reader of what :meth:`marker` wrote with ``key``: any strength, rate, spread and ``repeat``."""
@@ -167,9 +185,9 @@ class Robust:
 
         family = [one for one in (self, self.wide, self.fine) if one is not None]
         family += [self.fine.wide] if self.fine is not None and self.fine.wide is not None else []
-        groups: dict[BlockCarrier, list[Robust]] = {}
+        groups: dict[tuple[BlockCarrier, tuple[int, ...]], list[Robust]] = {}
         for one in family:
-            groups.setdefault(one.carrier, []).append(one)
+            groups.setdefault((one.carrier, one.coefs), []).append(one)
         readers = [RobustReader(group, key) for group in groups.values()]
         return readers[0] if len(readers) == 1 else EitherReader(readers)
 
@@ -177,11 +195,9 @@ class Robust:
 class _Marker:
     """Changes frame after frame."""
 
-    def __init__(self, profile: Robust, depth: int, cutter: Cutter, key: bytes) -> None:
-        from firth.video.codebook import CosetTable
-
-        self._profile, self._depth, self._cutter, self._key = profile, depth, cutter, key
-        self._table = CosetTable.product_binary(profile.carrier.n_coefs)
+    def __init__(self, profile: Robust, info: VideoInfo, cutter: Cutter, key: bytes) -> None:
+        self._profile, self._depth, self._cutter, self._key = profile, info.depth, cutter, key
+        self._last = profile.n_groups(info.n_frames) - 1
         self._turn = self._group = -1
         self._shift = np.zeros((0, 0), np.float32)
         self._coded = np.zeros((0, 0), np.uint8)
@@ -192,8 +208,9 @@ class _Marker:
             self._shift = self._shift_of(turn, *luma.shape)
             self._turn = turn
         scale = np.float32(1 << self._depth - 8)
-        carrier = self._profile.carrier
-        step = np.float32(self._profile.step_for(self._profile.psnr))
+        n_coefs = self._shift.shape[1]
+        carrier = replace(self._profile.carrier, n_coefs=n_coefs)
+        step = np.float32(self._profile.step_for(self._profile.psnr, n_coefs))
         coefs = carrier.coefs(luma.astype(np.float32) / scale)
         off = coefs / step - self._shift
         pixels = carrier.change(luma.shape, (np.rint(off) - off) * step)
@@ -201,22 +218,24 @@ class _Marker:
         return np.asarray(np.clip(np.rint(luma + pixels * scale), 0, top), luma.dtype)
 
     def _shift_of(self, turn: int, height: int, width: int) -> Floats:
-        """(n_blocks, n_coefs) where the lattice of each coefficient stands: its row and its dither."""
-        layout = self._profile.layout(height, width)
-        pattern = patterns(self._key, self._profile.name, layout)[turn % N_PATTERNS]
+        """(n_blocks, coefficients of the turn) where each lattice stands: its row and its dither."""
+        layout, number = self._profile.layout(height, width), turn % N_PATTERNS
+        pattern, n_coefs = patterns(self._key, self._profile.name, layout)[number], layout.n_coefs(number)
         group, part = divmod(turn, layout.spread)
+        if group == self._last:
+            layout = layout.lighter
         if group != self._group:
-            self._coded = self._codewords(group, layout)
+            first = group * self._profile.layout(height, width).n_words
+            self._coded = self._codewords(first, layout)
             self._group = group
-        bits = np.zeros(layout.n_blocks * layout.n_coefs, np.int64)
-        bits[pattern.data_pos[: layout.n_slots]] = layout.slots(self._coded, part)
+        bits = np.zeros(layout.n_blocks * n_coefs, np.int64)
+        bits[pattern.data_pos[: layout.n_slots(part)]] = layout.slots(self._coded, part)
         bits[pattern.pilot_pos] = pattern.pilot_bits
-        ids = bits.reshape(layout.n_blocks, layout.n_coefs) << np.arange(layout.n_coefs)
-        return pattern.dither + self._rows(ids.sum(1))
+        ids = bits.reshape(layout.n_blocks, n_coefs) << np.arange(n_coefs)
+        return pattern.dither + _rows(ids.sum(1), n_coefs)
 
-    def _codewords(self, group: int, layout: Layout) -> NDArray[np.uint8]:
-        """(n_words, n_coded) the bits of a group of ``spread`` turns."""
-        first = group * layout.n_words
+    def _codewords(self, first: int, layout: Layout) -> NDArray[np.uint8]:
+        """(n_words, n_coded) the bits of a group of ``spread`` turns, whose symbols begin with ``first``."""
         records = [
             seal(self._cutter.symbol((first + word) % self._cutter.n_ids), self._key)
             for word in range(layout.n_words)
@@ -224,12 +243,20 @@ class _Marker:
         info = np.unpackbits(np.frombuffer(b"".join(records), np.uint8)).reshape(layout.n_words, -1)
         return code_for(layout.n_info, layout.n_coded).encode(info)
 
-    def _rows(self, ids: NDArray[np.int64]) -> Floats:
-        """(n_blocks, n_coefs) the codebook's rows of the blocks' symbols."""
-        import torch
 
-        with torch.no_grad():
-            return np.asarray(self._table(torch.from_numpy(ids)).numpy(), np.float32)
+def _rows(ids: NDArray[np.int64], n_coefs: int) -> Floats:
+    """(n_blocks, n_coefs) the codebook's rows of the blocks' symbols."""
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(_table(n_coefs)(torch.from_numpy(ids)).numpy(), np.float32)
+
+
+@lru_cache(maxsize=8)
+def _table(n_coefs: int) -> CosetTable:
+    from firth.video.codebook import CosetTable
+
+    return CosetTable.product_binary(n_coefs)
 
 
 # Spread over frames, good frames pay for bad ones, so that none needs to be like the one before.
@@ -245,17 +272,19 @@ _HIGH_WIDE = Robust(
     spread=SPREAD,
 )
 HIGH = replace(_HIGH_WIDE, rate=0.5, rates=(0.35, 0.5), spread=1, wide=_HIGH_WIDE)
+# Encoders with three B-frames code every fourth frame well: it has room for more than the others.
 _WEB_FINE_WIDE = Robust(
     "web",
-    BlockCarrier(16, 4),
-    step=69.2,
-    rate=0.316,
-    rates=(0.15, 0.2, 0.25, 0.29, 0.316),
+    BlockCarrier(16, 8),
+    step=48.9,
+    rate=0.275,
+    rates=(0.12, 0.16, 0.2, 0.225, 0.25, 0.275),
     repeat=1,
-    spare=0.02,
+    spare=0.0,
     scales=False,
     spread=SPREAD,
     most_coded=16384,
+    in_turn=(8, 4, 4, 4),
     psnr=45.0,
     strengths=(45.0, 48.0),
 )

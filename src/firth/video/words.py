@@ -84,17 +84,18 @@ class WholeWords:
         """A frame without a pattern: what comes next is not like what was."""
         self._pattern = -1
 
-    def add(self, pattern: int, slots: Floats) -> list[Symbol]:
+    def add(self, pattern: int, slots: Floats, alone: Floats) -> list[Symbol]:
         """The symbols of a frame.
 
         Args:
             pattern: of the frame.
             slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
+            alone: the same without what other frames tell: of frames alike, these are added up.
         """
         if pattern != self._pattern or (self._alike and slots.shape != self._alike[0][1].shape):
             self._pattern, self._alike, self._read = pattern, [], {}
         self._forget_others(slots)
-        self._alike = [*self._alike[1 - MOST_ALIKE :], (pilots.information(slots), slots)]
+        self._alike = [*self._alike[1 - MOST_ALIKE :], (pilots.information(alone), alone)]
         for layout in self._layouts:
             found = self._attempt(layout, slots)
             if found:
@@ -112,7 +113,7 @@ class WholeWords:
             if ((words[at] < 0) == coded).mean() < SAME_WORD:
                 del self._read[at]
                 for _, before in self._alike:
-                    before[: layout.n_slots].reshape(layout.n_words, -1)[at] = 0
+                    before[: layout.n_slots(0)].reshape(layout.n_words, -1)[at] = 0
 
     def _attempt(self, layout: Layout, slots: Floats) -> bool:
         code = code_for(layout.n_info, layout.n_coded)
@@ -145,28 +146,33 @@ class WholeWords:
 class _Group:
     """What is known of the codewords of 16 patterns in a row."""
 
-    llr: Floats  # (SPREAD, slots of a frame)
+    llr: Floats  # (SPREAD, slots of the frame that has most)
     says: NDArray[np.float64]  # (SPREAD,) bits that each bit of a frame says
     tried: dict[Layout, float]  # what all bits said at the last attempt
     read: Words
+    layout: Layout | None  # of the words that were read
 
 
 class SpreadWords:
     """Codewords of which each of 16 frames in a row holds a part.
 
     Args:
-        layouts: one for each rate that they may have.
+        layouts: one for each rate that they may have, all of the same frames.
         key: of the records.
 
     Attributes:
         known: a word was read, and with it the rate of all.
 
     The pattern of a frame is its place among the 16; what is missing says nothing. Patterns go on from frame
-    to frame, so that a step forward or back of up to eight tells which sixteen a frame belongs to.
+    to frame, so that a step forward or back of up to eight tells which sixteen a frame belongs to. Any
+    sixteen may be the last of a film, which carries a word less.
     """
 
     def __init__(self, layouts: Sequence[Layout], key: bytes) -> None:
-        self._layouts, self._key = list(layouts), key
+        self._layouts = [form for one in layouts for form in dict.fromkeys((one, one.lighter))]
+        self._key = key
+        self._shares = np.array([layouts[0].share(part) for part in range(SPREAD)], np.float64)
+        self._most = max(layouts[0].n_free(part) for part in range(SPREAD))
         self.known = False
         self._at: int | None = None  # pattern of the last frame, counted on from sixteen to sixteen
         self._groups: dict[int, _Group] = {}
@@ -174,19 +180,20 @@ class SpreadWords:
     def miss(self) -> None:
         """A frame without a pattern changes nothing."""
 
-    def add(self, pattern: int, slots: Floats) -> list[Symbol]:
+    def add(self, pattern: int, slots: Floats, alone: Floats) -> list[Symbol]:
         """The symbols that a frame completes.
 
         Args:
             pattern: of the frame.
             slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
+            alone: the same without what other frames tell; not used.
         """
         half = N_PATTERNS // 2
         last = pattern if self._at is None else self._at
         self._at = last + (pattern - last + half) % N_PATTERNS - half
         number = self._at // SPREAD
         began = number not in self._groups
-        group = self._group(number, slots)
+        group = self._group(number)
         part = self._at % SPREAD
         self._add_to(group, part, slots)
         found = self._tried(group, final=part == SPREAD - 1)
@@ -197,32 +204,32 @@ class SpreadWords:
                     del self._groups[other]
         return found
 
-    def _group(self, number: int, slots: Floats) -> _Group:
-        if number not in self._groups or self._groups[number].llr.shape[1] != slots.size:
-            llr = np.zeros((SPREAD, slots.size), np.float32)
-            self._groups[number] = _Group(llr, np.zeros(SPREAD), {}, {})
+    def _group(self, number: int) -> _Group:
+        if number not in self._groups:
+            llr = np.zeros((SPREAD, self._most), np.float32)
+            self._groups[number] = _Group(llr, np.zeros(SPREAD), {}, {}, None)
         return self._groups[number]
 
     def _add_to(self, group: _Group, part: int, slots: Floats) -> None:
         """A part may come again: the same bits, or others where the film was cut and all begins anew."""
-        before, says = group.llr[part], pilots.information(slots)
+        before, says = group.llr[part, : slots.size], pilots.information(slots)
         if group.says[part]:
             old, new = np.tanh(before / 2), np.tanh(slots / 2)
             alike, if_same = float(old @ new), float((old * old) @ (new * new))
             same = 2 * alike > if_same
             if not same and if_same > SURELY_OTHERS:
                 group.llr[:], group.says[:] = 0, 0
-                group.read, group.tried = {}, {}
+                group.read, group.tried, group.layout = {}, {}, None
             elif same and 1 / NO_NEWS < says / group.says[part] < NO_NEWS:
                 slots = ADDED * (before + slots)
                 says = pilots.information(slots)
             elif says < group.says[part]:  # a poor copy, or taken for this pattern by chance
                 return
-        group.llr[part], group.says[part] = slots, says
+        group.llr[part, : slots.size], group.says[part] = slots, says
 
     def _tried(self, group: _Group, *, final: bool) -> list[Symbol]:
-        says = float(group.says.mean())
-        for layout in self._layouts:
+        says = float(np.average(group.says, weights=self._shares))
+        for layout in self._layouts if group.layout is None else [group.layout]:
             missing = [at for at in range(layout.n_words) if at not in group.read]
             before = group.tried.get(layout, 0.0)
             if not missing or says < HOPELESS * layout.n_info / layout.n_coded:
@@ -234,7 +241,8 @@ class SpreadWords:
             rounds = PATIENCE * ROUNDS if final else ROUNDS
             found = read_words(words, layout, self._key, all_of_them=final and self.known, rounds=rounds)
             if found:
-                self._layouts, self.known = [layout], True
+                self._layouts = [one for one in self._layouts if one.n_info == layout.n_info]
+                self.known, group.layout = True, layout
                 group.read |= {missing[number]: one for number, one in found.items()}
                 return [symbol for symbol, _ in found.values()]
         return []
