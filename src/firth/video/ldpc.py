@@ -25,19 +25,17 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Mixture:
-    """Edges of the information bits: ``part`` of them have ``many``, the others ``few``."""
+    """Edges of the information bits: of each pair in ``more``, that part of them has so many, all others
+    have ``few``."""
 
     few: int
-    many: int
-    part: float
+    more: tuple[tuple[int, float], ...]
 
 
-_UNEVEN, _BETWEEN = Mixture(3, 24, 0.17), Mixture(3, 18, 0.22)
-_EVEN, _GOOD = Mixture(3, 12, 0.35), Mixture(3, 8, 0.12)
+_LOW = Mixture(3, ((12, 0.15), (30, 0.12)))
+_UNEVEN, _EVEN, _GOOD = Mixture(3, ((24, 0.17),)), Mixture(3, ((12, 0.35),)), Mixture(3, ((8, 0.12),))
 _MIXTURES = (
-    (0.16, _EVEN),
-    (0.3, _UNEVEN),
-    (0.325, _BETWEEN),  # web at 45 dB, spread
+    (0.33, _LOW),
     (0.355, _EVEN),
     (0.365, _UNEVEN),  # web, spread
     (0.395, _EVEN),
@@ -122,10 +120,13 @@ def _graph(n_info: int, n_checks: int, mixture: Mixture) -> tuple[NDArray[np.int
     """(information bit, check) of every edge, but those of the accumulator."""
     from firth.video import ldpc_cpu
 
-    many = round(mixture.part * n_info)
-    degrees = np.full(n_info, min(mixture.few, n_checks // 2), np.int32)
-    if many:
-        degrees[-many:] = min(mixture.many, n_checks // 2)
+    degrees = np.full(n_info, mixture.few, np.int32)
+    end = n_info
+    for edges, part in sorted(mixture.more, reverse=True):
+        count = round(part * n_info)
+        degrees[end - count : end] = edges
+        end -= count
+    degrees = np.minimum(degrees, n_checks // 2)
     draws = KeyStream(subkey(_GRAPH_KEY, "ldpc", n_info << 32 | n_checks)).words(int(degrees.sum()))
     checks = ldpc_cpu.spread_edges(degrees, n_checks, draws)
     return np.repeat(np.arange(n_info), degrees), checks.astype(np.int64)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from firth.video import context, geometry, pilots
 from firth.video.layout import N_PATTERNS, Layout, Pattern, patterns
 from firth.video.record import Symbol
+from firth.video.turns import Turns
 from firth.video.words import SpreadWords, WholeWords
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
 EXPECTED = 1.5  # the same for the patterns that may come next, at the strength of the frame before
 FOLLOWS = 3.0  # the same for the one in turn, to be as sure a match as any
 REACH = 4  # frames after the last sure match up to which that is so
-REACH_KNOWN = 16  # the same once spread words were read, so that the film is known to be the right one
 MOST_MATCHES = (
     3  # patterns read in one frame: its own, and those of frames that the encoder predicted it from
 )
@@ -70,6 +70,7 @@ class _Frame:
         own: the pattern that is taken for its own, if there is one.
         best: the same if it was recognised: whole codewords are of it.
         parts: the patterns that spread codewords are added to.
+        scores: strength -> how well each pattern fits.
     """
 
     seen: context.Seen
@@ -77,6 +78,7 @@ class _Frame:
     own: Match | None
     best: Match | None
     parts: Sequence[Match]
+    scores: Mapping[float, Floats]
 
 
 class RobustReader:
@@ -109,6 +111,7 @@ class RobustReader:
         self._frames: list[_Frame] = []  # in a row: some that were read, and those that wait
         self._n_done = 0  # of these
         self._trust = context.Trust()
+        self._turns: Turns | None = None  # once a spread word was read
         self._size: geometry.Size | None = None
         self._wrong = self._asked = 0
         self.n_matched = 0
@@ -145,7 +148,8 @@ class RobustReader:
         """A frame and the patterns that are in it."""
         layout = self._profile.layout(*plane.shape)
         coefs = self._profile.carrier.coefs(plane)
-        in_turn, matches = self._in_turn(), self.matches(coefs, layout)
+        scores = self._scores(coefs, layout)
+        in_turn, matches = self._in_turn(), self._matches(scores)
         surely = [one for one in matches[:MOST_MATCHES] if one.score > THRESHOLD]
         follows = [
             one
@@ -156,23 +160,17 @@ class RobustReader:
         self._before, self._since = (sure[0], 0) if sure else (self._before, self._since + 1)
         self.n_matched += bool(matches)
         best = matches[0] if matches else None
-        own = self._own(in_turn, matches)
+        own = best or in_turn
         phases = None if own is None else self._phases(coefs, layout, own)
         activity = self._profile.carrier.activity(plane)
         seen = context.Seen(coefs, activity, phases, -1 if own is None else own.pattern)
-        return _Frame(seen, plane.shape, own, best, _with(in_turn, surely) or matches[:1])
-
-    def _own(self, in_turn: Match | None, matches: Sequence[Match]) -> Match | None:
-        """The pattern of a frame: the best, or of spread words the one in turn, if it is there too; frames
-        that an encoder predicts from others show the patterns of these."""
-        if in_turn is not None and self._is_spread:
-            there = [one for one in matches if one.pattern == in_turn.pattern]
-            return (there or matches or [in_turn])[0]
-        return matches[0] if matches else in_turn
+        parts = _with(in_turn, surely) or matches[:1]
+        return _Frame(seen, plane.shape, own, best, parts, scores)
 
     def _read_next(self) -> list[Symbol]:
         """The symbols of the first frame that waits."""
         at = self._n_done
+        self._follow()
         frame = self._frames[at]
         if frame.best is None:
             for kind in self._kinds:
@@ -181,9 +179,28 @@ class RobustReader:
         found = self._decoded(frame, {one: self._frames[at + one].seen for one in offsets})
         if found and self.strength is None and frame.own is not None:
             self.strength = frame.own.strength
+        if self._turns is None and self._is_spread and frame.own is not None:
+            self._turns = Turns(frame.own.pattern)
         self._frames = self._frames[max(0, at + 1 - context.REACH) :]
         self._n_done = min(at + 1, context.REACH)
         return found
+
+    def _follow(self) -> None:
+        """Give the frames that wait the patterns whose turn it is, once a spread word was read."""
+        if self._turns is None or self.strength is None:
+            return
+        waiting = self._frames[self._n_done :]
+        scores = [frame.scores[self.strength] for frame in waiting]
+        for at, number in enumerate(self._turns.path(scores)):
+            frame, own = waiting[at], Match(float(scores[at][number]), self.strength, number)
+            seen = frame.seen
+            if seen.pattern != number or frame.own is None or frame.own.strength != self.strength:
+                phases = self._phases(seen.coefs, self._profile.layout(*frame.shape), own)
+                seen = context.Seen(seen.coefs, seen.activity, phases, number)
+            best = own if own.score > EXPECTED else None
+            waiting[at] = replace(frame, seen=seen, own=own, best=best, parts=[own])
+        self._frames[self._n_done :] = waiting
+        self._turns.next(scores[0])
 
     @property
     def size(self) -> geometry.Size | None:
@@ -208,18 +225,28 @@ class RobustReader:
 
     def matches(self, coefs: Floats, layout: Layout) -> list[Match]:
         """The patterns above the threshold, best first."""
+        return self._matches(self._scores(coefs, layout))
+
+    def _scores(self, coefs: Floats, layout: Layout) -> dict[float, Floats]:
+        """Strength -> (N_PATTERNS,) how well each pattern fits."""
         probes = _probes(patterns(self._key, self._profile.name, layout), self._profile.carrier.n_coefs)
         values = coefs.reshape(-1)[probes.pos]
         n_coefs = [layout.n_coefs(number) for number in range(N_PATTERNS)]
-        found = []
+        scores = {}
         for strength in self._strengths if self.strength is None else (self.strength,):
             steps = {n: self._profile.step_for(strength, n) for n in set(n_coefs)}
             step = np.array([[steps[n]] for n in n_coefs], np.float32)
             phases: Floats = values / step - probes.dither
             phases -= np.rint(phases)
-            scores = pilots.match(phases, phases[:, : probes.bits.shape[1]], probes.bits)
+            scores[strength] = pilots.match(phases, phases[:, : probes.bits.shape[1]], probes.bits)
+        return scores
+
+    def _matches(self, scores_at: Mapping[float, Floats]) -> list[Match]:
+        """Those above the threshold, best first."""
+        found = []
+        for strength, scores in scores_at.items():
             least = np.full(N_PATTERNS, THRESHOLD)
-            if self._before is not None and self._before.strength == strength and self._since < self._reach:
+            if self._before is not None and self._before.strength == strength and self._since < REACH:
                 least[self._expected(self._before.pattern)] = EXPECTED
             found += [
                 Match(float(scores[number]), strength, int(number))
@@ -232,23 +259,16 @@ class RobustReader:
         """Whether a spread word was read."""
         return any(isinstance(one, SpreadWords) and one.known for one in self._kinds)
 
-    @property
-    def _reach(self) -> int:
-        return REACH_KNOWN if self._is_spread else REACH
-
     def _in_turn(self) -> Match | None:
         """The pattern whose turn it is, whether it is recognised or not; ``None`` if nobody knows."""
-        if self._before is None or self._since >= self._reach:
+        if self._before is None or self._since >= REACH:
             return None
         pattern = (self._before.pattern + self._since + 1) % N_PATTERNS
         return Match(0.0, self._before.strength, pattern)
 
     def _expected(self, before: int) -> list[int]:
         """Patterns that may come next: the one in turn, and where frames may be alike its neighbours."""
-        in_turn = (before + self._since + 1) % N_PATTERNS
-        if self._is_spread:
-            return [in_turn]
-        return [before, (before + 1) % N_PATTERNS, in_turn]
+        return [before, (before + 1) % N_PATTERNS, (before + self._since + 1) % N_PATTERNS]
 
     def _decoded(self, frame: _Frame, around: Mapping[int, context.Seen]) -> list[Symbol]:
         """The symbols of a frame, given those around by their offsets."""
