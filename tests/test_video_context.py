@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from firth.video import context
+from firth.video import context, reading
 from firth.video.carrier import BlockCarrier
 from firth.video.context import Features, Seen, features, network
 from firth.video.erasure import Cutter
 from firth.video.payload import locator_key
-from firth.video.robust import Robust
+from firth.video.profile import read_all
+from firth.video.robust import HARD, Robust
 
 Floats = NDArray[np.float32]
 Luma = NDArray[Any]
@@ -179,9 +180,59 @@ def encoded(frames: list[Luma], options: dict[str, str]) -> list[Luma]:
         return [frame.to_ndarray()[:HEIGHT].copy() for frame in back.decode(video=0)]
 
 
-def marked(profile: Robust, frames: list[Luma]) -> tuple[list[Luma], Cutter]:
+def marked(profile: Robust, frames: list[Luma]) -> list[Luma]:
     info: Any = SimpleNamespace(height=HEIGHT, width=WIDTH, n_frames=len(frames), depth=8, path="film.mp4")
     size = profile.symbol_bytes(info, 0)
     cutter = Cutter(b"n" * (8 * size), size)
     change = profile.marker(info, cutter, KEY)
-    return [change(frame.copy(), at) for at, frame in enumerate(frames)], cutter
+    return [change(frame.copy(), at) for at, frame in enumerate(frames)]
+
+
+def found(profile: Robust, frames: list[Luma]) -> int:
+    return len({symbol.symbol_id for symbol in read_all(profile.reader(KEY), frames)})
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_frames_around_give_words_that_a_frame_alone_does_not(
+    spread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert HARD.wide is not None
+    profile, crf = (replace(HARD.wide, rate=0.22), "30") if spread else (replace(HARD, rate=0.5), "31")
+    after = encoded(marked(profile, film(48)), {"crf": crf, "preset": "veryfast"})
+    with_others = found(HARD, after)
+    monkeypatch.setattr(reading, "ENOUGH", -1.0)
+    assert with_others > 1.3 * found(HARD, after)
+
+
+def test_each_frame_can_be_read_by_itself() -> None:
+    """The only frame of a film, and the last ones, which wait for others that never come."""
+    profile = replace(HARD, rate=0.3)
+    frames = marked(profile, film(6))
+    assert found(HARD, frames[:1]) == 1
+    reader = HARD.reader(KEY)
+    at_once = [reader.read(frame) for frame in frames]
+    assert [len(symbols) for symbols in at_once] == [0, 0, 0, 0, 1, 1]
+    assert [len(symbols) for symbols in reader.finish()] == [1, 1, 1, 1]
+    assert reader.finish() == []
+
+
+def test_frames_of_another_size_end_the_waiting() -> None:
+    profile = replace(HARD, rate=0.3)
+    frames = marked(profile, film(2))
+    smaller = [frame[:160] for frame in film(2)]
+    reader = HARD.reader(KEY)
+    assert not reader.read(frames[0]) and not reader.read(frames[1])
+    assert len(reader.read(smaller[0])) == 2
+    assert reader.finish() == [[]]
+
+
+def test_pilots_tell_how_far_ratios_are_to_be_believed() -> None:
+    rng = np.random.default_rng(3)
+    for stretched in (0.5, 1.8):
+        trust = context.Trust()
+        for _ in range(40):
+            bits = rng.integers(0, 2, 500).astype(np.uint8)
+            true = rng.normal(1, np.sqrt(2), 500) * (1 - 2.0 * bits)  # ratios as they should be
+            llr = (true * stretched).astype(np.float32)[:, None]
+            after = trust.scaled(llr, np.arange(200), bits[:200])
+        assert np.median(after / llr) * stretched == pytest.approx(1, abs=0.15)

@@ -27,11 +27,7 @@ N_PROBES = 2048  # coefficients that a pattern is recognised by, at most
 THRESHOLD = 5.0  # of the match, normal with variance 1: by chance in one frame of 50,000, 64 matches each
 SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
 EXPECTED = 1.5  # the same for the patterns that may come next, at the strength of the frame before
-FOLLOWS = 3.0  # the same for the one in turn, to be as sure a match as any
 REACH = 4  # frames after the last sure match up to which that is so
-MOST_MATCHES = (
-    3  # patterns read in one frame: its own, and those of frames that the encoder predicted it from
-)
 
 Floats = NDArray[np.float32]
 
@@ -61,24 +57,36 @@ class Match:
 
 
 @dataclass(frozen=True)
+class _View:
+    """A frame, taken for one that has a pattern."""
+
+    match: Match
+    seen: context.Seen
+
+
+@dataclass(frozen=True)
 class _Frame:
     """A frame that waits for those behind it.
 
     Attributes:
-        seen: as a reader saw it, with its own pattern.
+        coefs, activity: of the carrier.
         shape: height and width, as they were when something was hidden.
-        own: the pattern that is taken for its own, if there is one.
-        best: the same if it was recognised: whole codewords are of it.
-        parts: the patterns that spread codewords are added to.
         scores: strength -> how well each pattern fits.
+        best: with the pattern that was recognised in it, if there is one: whole codewords are of it.
+        in_turn: with the pattern whose turn it is, recognised or not: spread codewords are of it.
     """
 
-    seen: context.Seen
+    coefs: Floats
+    activity: Floats
     shape: tuple[int, ...]
-    own: Match | None
-    best: Match | None
-    parts: Sequence[Match]
     scores: Mapping[float, Floats]
+    best: _View | None
+    in_turn: _View | None
+
+    @property
+    def nothing(self) -> context.Seen:
+        """The frame without a pattern."""
+        return context.Seen(self.coefs, self.activity, None, -1)
 
 
 class RobustReader:
@@ -111,7 +119,7 @@ class RobustReader:
         self._frames: list[_Frame] = []  # in a row: some that were read, and those that wait
         self._n_done = 0  # of these
         self._trust = context.Trust()
-        self._turns: Turns | None = None  # once a spread word was read
+        self._turns: Turns | None = None  # from the first frame on that is recognised
         self._size: geometry.Size | None = None
         self._wrong = self._asked = 0
         self.n_matched = 0
@@ -145,60 +153,45 @@ class RobustReader:
         return found
 
     def _recognised(self, plane: Floats) -> _Frame:
-        """A frame and the patterns that are in it."""
+        """A frame and the pattern that is recognised in it."""
         layout = self._profile.layout(*plane.shape)
-        coefs = self._profile.carrier.coefs(plane)
+        coefs, activity = self._profile.carrier.coefs(plane), self._profile.carrier.activity(plane)
         scores = self._scores(coefs, layout)
-        in_turn, matches = self._in_turn(), self._matches(scores)
-        surely = [one for one in matches[:MOST_MATCHES] if one.score > THRESHOLD]
-        follows = [
-            one
-            for one in matches
-            if in_turn is not None and one.pattern == in_turn.pattern and one.score > FOLLOWS
-        ]
-        sure = (surely or follows)[:1]
-        self._before, self._since = (sure[0], 0) if sure else (self._before, self._since + 1)
+        matches = self._matches(scores)
+        surely = bool(matches) and matches[0].score > THRESHOLD
+        self._before, self._since = (matches[0], 0) if surely else (self._before, self._since + 1)
         self.n_matched += bool(matches)
-        best = matches[0] if matches else None
-        own = best or in_turn
-        phases = None if own is None else self._phases(coefs, layout, own)
-        activity = self._profile.carrier.activity(plane)
-        seen = context.Seen(coefs, activity, phases, -1 if own is None else own.pattern)
-        parts = _with(in_turn, surely) or matches[:1]
-        return _Frame(seen, plane.shape, own, best, parts, scores)
+        frame = _Frame(coefs, activity, plane.shape, scores, None, None)
+        return replace(frame, best=self._view(frame, matches[0])) if matches else frame
+
+    def _view(self, frame: _Frame, match: Match) -> _View:
+        phases = self._phases(frame.coefs, self._profile.layout(*frame.shape), match)
+        return _View(match, context.Seen(frame.coefs, frame.activity, phases, match.pattern))
 
     def _read_next(self) -> list[Symbol]:
         """The symbols of the first frame that waits."""
         at = self._n_done
         self._follow()
-        frame = self._frames[at]
-        if frame.best is None:
-            for kind in self._kinds:
-                kind.miss()
-        offsets = [one for one in context.OFFSETS if 0 <= at + one < len(self._frames)]
-        found = self._decoded(frame, {one: self._frames[at + one].seen for one in offsets})
-        if found and self.strength is None and frame.own is not None:
-            self.strength = frame.own.strength
-        if self._turns is None and self._is_spread and frame.own is not None:
-            self._turns = Turns(frame.own.pattern)
+        found = self._decoded(at)
         self._frames = self._frames[max(0, at + 1 - context.REACH) :]
         self._n_done = min(at + 1, context.REACH)
         return found
 
     def _follow(self) -> None:
-        """Give the frames that wait the patterns whose turn it is, once a spread word was read."""
-        if self._turns is None or self.strength is None:
-            return
+        """Give the frames that wait the patterns whose turn it is, from the first that is recognised on."""
         waiting = self._frames[self._n_done :]
-        scores = [frame.scores[self.strength] for frame in waiting]
+        first = waiting[0].best
+        if self._turns is None and first is not None and first.match.score > THRESHOLD:
+            self._turns = Turns((first.match.pattern - 1) % N_PATTERNS)
+        if self._turns is None or self._before is None:
+            return
+        strength = self.strength or self._before.strength
+        scores = [frame.scores[strength] for frame in waiting]
         for at, number in enumerate(self._turns.path(scores)):
-            frame, own = waiting[at], Match(float(scores[at][number]), self.strength, number)
-            seen = frame.seen
-            if seen.pattern != number or frame.own is None or frame.own.strength != self.strength:
-                phases = self._phases(seen.coefs, self._profile.layout(*frame.shape), own)
-                seen = context.Seen(seen.coefs, seen.activity, phases, number)
-            best = own if own.score > EXPECTED else None
-            waiting[at] = replace(frame, seen=seen, own=own, best=best, parts=[own])
+            frame, match = waiting[at], Match(float(scores[at][number]), strength, number)
+            views = [one for one in (frame.in_turn, frame.best) if one is not None]
+            same = [one for one in views if one.match == match]
+            waiting[at] = replace(frame, in_turn=same[0] if same else self._view(frame, match))
         self._frames[self._n_done :] = waiting
         self._turns.next(scores[0])
 
@@ -254,65 +247,61 @@ class RobustReader:
             ]
         return sorted(found, key=lambda one: -one.score)
 
-    @property
-    def _is_spread(self) -> bool:
-        """Whether a spread word was read."""
-        return any(isinstance(one, SpreadWords) and one.known for one in self._kinds)
-
-    def _in_turn(self) -> Match | None:
-        """The pattern whose turn it is, whether it is recognised or not; ``None`` if nobody knows."""
-        if self._before is None or self._since >= REACH:
-            return None
-        pattern = (self._before.pattern + self._since + 1) % N_PATTERNS
-        return Match(0.0, self._before.strength, pattern)
-
     def _expected(self, before: int) -> list[int]:
         """Patterns that may come next: the one in turn, and where frames may be alike its neighbours."""
         return [before, (before + 1) % N_PATTERNS, (before + self._since + 1) % N_PATTERNS]
 
-    def _decoded(self, frame: _Frame, around: Mapping[int, context.Seen]) -> list[Symbol]:
-        """The symbols of a frame, given those around by their offsets."""
-        found: list[Symbol] = []
-        for match in _with(frame.best, frame.parts):
-            is_best = frame.best is not None and frame.best.pattern == match.pattern
-            kinds = [
-                one
-                for one in self._kinds_for(frame.shape)
-                if (match in frame.parts if isinstance(one, SpreadWords) else is_best)
-            ]
-            if not kinds or frame.own is None or match.strength != frame.own.strength:
+    def _decoded(self, at: int) -> list[Symbol]:
+        """The symbols of the frame at a place among those in a row."""
+        frame, found = self._frames[at], list[Symbol]()
+        slots: dict[Match, tuple[Floats, Floats]] = {}
+        for kind in self._kinds_for(frame.shape):
+            view = frame.in_turn if isinstance(kind, SpreadWords) else frame.best
+            if view is None:
+                kind.miss()
                 continue
-            slots, alone = self._slots(frame, around, match)
-            for kind in kinds:
-                found += kind.add(match.pattern, slots, alone)
-                if kind.known:
-                    self._kinds = [kind]
-                    break
+            if view.match not in slots:
+                slots[view.match] = self._slots(at, view, spread=isinstance(kind, SpreadWords))
+            found += kind.add(view.match.pattern, *slots[view.match])
+            if kind.known:
+                self._kinds, self.strength = [kind], view.match.strength
+                break
         return found
 
-    def _slots(
-        self, frame: _Frame, around: Mapping[int, context.Seen], match: Match
-    ) -> tuple[Floats, Floats]:
-        """log P(0) / P(1) of the coded bits that a pattern has in a frame, with those around and alone."""
-        layout = self._profile.layout(*frame.shape)
-        pattern = patterns(self._key, self._profile.name, layout)[match.pattern]
-        seen, is_own = frame.seen, frame.own is not None and frame.own.pattern == match.pattern
-        phases = seen.phases if is_own else None
-        if phases is None:
-            phases = self._phases(seen.coefs, layout, match)
-        if frame.best is not None and frame.best.pattern == match.pattern:
-            wrong = (np.abs(phases.reshape(-1)[pattern.pilot_pos]) > 0.25) != pattern.pilot_bits
+    def _slots(self, at: int, view: _View, *, spread: bool) -> tuple[Floats, Floats]:
+        """log P(0) / P(1) of the coded bits of a frame, with those around and alone.
+
+        Args:
+            at: its place among those in a row.
+            view: with its pattern.
+            spread: take the others for those whose turn it is, not for what was recognised in them.
+        """
+        frame, match, seen = self._frames[at], view.match, view.seen
+        assert seen.phases is not None
+        pattern = patterns(self._key, self._profile.name, self._profile.layout(*frame.shape))[match.pattern]
+        if match.score > EXPECTED:
+            wrong = (np.abs(seen.phases.reshape(-1)[pattern.pilot_pos]) > 0.25) != pattern.pilot_bits
             self._wrong += int(wrong.sum())
             self._asked += wrong.size
-        alone = pilots.log_likelihoods(phases, seen.activity, pattern.pilot_pos, pattern.pilot_bits)
-        llr = alone
-        if is_own and around and pilots.information(alone) < ENOUGH:
+        alone = pilots.log_likelihoods(seen.phases, seen.activity, pattern.pilot_pos, pattern.pilot_bits)
+        llr, around = alone, self._around(at, spread=spread)
+        if around and pilots.information(alone) < ENOUGH:
             carrier = replace(self._profile.carrier, n_coefs=alone.shape[1])
             step = self._profile.step_for(match.strength, carrier.n_coefs)
             given = context.features(seen, around, alone, step, carrier, carrier.grid(frame.shape)[1])
             joint = context.network()(given, alone)
             llr = self._trust.scaled(joint, pattern.pilot_pos, pattern.pilot_bits)
         return llr.reshape(-1)[pattern.data_pos], alone.reshape(-1)[pattern.data_pos]
+
+    def _around(self, at: int, *, spread: bool) -> dict[int, context.Seen]:
+        """Offset -> the frames before and behind one."""
+        around = {}
+        for offset in context.OFFSETS:
+            if 0 <= at + offset < len(self._frames):
+                other = self._frames[at + offset]
+                view = other.in_turn if spread else other.best
+                around[offset] = other.nothing if view is None else view.seen
+        return around
 
     def _phases(self, coefs: Floats, layout: Layout, match: Match) -> Floats:
         """(n_blocks, coefficients of a pattern) in steps from its points of bit 0, [-1/2, 1/2]."""
@@ -391,12 +380,6 @@ def in_8_bits(luma: NDArray[Any]) -> Floats:
         return luma.astype(np.float32)
     top = int(luma.max(initial=0))
     return luma.astype(np.float32) / np.float32(4 if top < 1024 else 16 if top < 4096 else 256)
-
-
-def _with(one: Match | None, others: Sequence[Match]) -> list[Match]:
-    """The others, the surest first, and that one unless its pattern is there."""
-    more = [one] if one is not None and all(one.pattern != other.pattern for other in others) else []
-    return [*others, *more]
 
 
 def _probes(every: tuple[Pattern, ...], n_coefs: int) -> _Probes:

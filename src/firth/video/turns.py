@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from firth.video.layout import N_PATTERNS
 
-MOST_SAID = 6.0  # nats that a frame speaks for a pattern, at most: it may be that of another frame
-STEPS = {1: 0.0, 2: -3.0, 3: -4.0, 0: -4.5, 4: -5.0, 5: -6.0, 6: -6.0, 7: -6.0, 8: -6.0}
+SAID = 4.0  # what scores count for, which grows slowly: a pattern may be that of another frame
+STEPS = {1: 0.0, 2: -3.0, 3: -5.0, 4: -6.0, 0: -7.0, 5: -7.0, 6: -7.0, 7: -7.0, 8: -7.0}
 """Turns from a frame to the next, and the logarithm of how likely they are beside a single one."""
-JUMP = -8.0  # any other
+JUMP = -9.0  # any other
 
 Array = NDArray[np.float64]
 
@@ -66,4 +66,4 @@ class Turns:
 
 
 def _said(score: NDArray[np.float32]) -> Array:
-    return np.asarray(np.minimum(np.maximum(score, 0) ** 2 / 2, MOST_SAID), np.float64)
+    return np.asarray(SAID * np.log1p((np.maximum(score, 0) / 3) ** 2), np.float64)
