@@ -8,7 +8,7 @@ changes of low frequencies live through the quantiser of a video codec, many sma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,10 @@ class BlockCarrier:
     block: int
     n_coefs: int
 
-    @cached_property
+    @property
     def places(self) -> NDArray[np.int64]:
         """(n_coefs, 2) vertical and horizontal frequency of each coefficient."""
-        return np.array(_zigzag(self.block)[1 : 1 + self.n_coefs])
+        return _places(self.block, self.n_coefs)
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Rows and columns of whole blocks in a plane of that shape."""
@@ -89,6 +89,11 @@ def _dct(size: int, count: int) -> Floats:
     rows = np.cos(np.pi * (2 * at + 1) * frequency / (2 * size)) * np.sqrt(2 / size)
     rows[0] /= np.sqrt(2)
     return np.asarray(rows, np.float32)
+
+
+@lru_cache(maxsize=64)
+def _places(block: int, n_coefs: int) -> NDArray[np.int64]:
+    return np.array(_zigzag(block)[1 : 1 + n_coefs])
 
 
 def _zigzag(size: int) -> list[tuple[int, int]]:

@@ -16,6 +16,9 @@ Floats = NDArray[np.float32]
 TABLE_STEPS = 16  # of the correction, per unit of log-likelihood
 TABLE_REACH = 8  # beyond this it is below 0.0004
 MOST_LLR = np.float32(25.0)
+FEW = 8  # edges: bits of more are in no codeword of few ones, however they are joined
+UNREACHED = 1 << 30  # steps
+NEAR = 2  # steps that are looked around such bits
 
 _MIDDLES = (np.arange(TABLE_STEPS * TABLE_REACH + 1) + 0.5) / TABLE_STEPS
 SOFT_STEP = np.log1p(np.exp(-_MIDDLES)).astype(np.float32)
@@ -28,7 +31,8 @@ def spread_edges(degrees: Ints, n_checks: int, draws: NDArray[np.uint64]) -> Int
 
     An edge goes to a check that is farthest from the bit in the graph so far, of those to one with the
     fewest edges; ties are broken by ``draws``. So short cycles are avoided, and with them codewords of few
-    ones. Checks are also joined to their neighbours, by the parity bits of the accumulator.
+    ones. Checks are also joined to their neighbours, by the parity bits of the accumulator. For bits of more
+    than ``FEW`` edges all checks beyond ``NEAR`` steps are as far, which takes a small part of the time.
 
     Args:
         degrees: (n_info,) edges of each information bit, ascending.
@@ -49,27 +53,56 @@ def spread_edges(degrees: Ints, n_checks: int, draws: NDArray[np.uint64]) -> Int
     far = np.zeros(n_checks, np.int32)  # steps from the bit
     queue = np.empty(n_checks, np.int32)
     asked = np.full(n_info, -1, np.int64)  # the last edge for which a bit was gone through
+    least, n_at_least = np.int32(0), n_checks  # the fewest edges of a check, and how many have so few
     for bit in range(n_info):
+        reach = n_checks if degrees[bit] <= FEW else NEAR
         for at in range(first[bit], first[bit + 1]):
-            _steps_from(chosen[first[bit] : at], at, held, load, first, chosen, far, queue, asked)
-            best, farthest, fewest = np.int64(-1), -1, room
+            begun = chosen[first[bit] : at]
+            n_known = _steps_from(begun, at, reach, held, load, first, chosen, far, queue, asked)
             start = np.int64(draws[at] % np.uint64(n_checks))
-            for step in range(n_checks):
-                check = (start + step) % n_checks
-                if load[check] < room and (
-                    far[check] > farthest or (far[check] == farthest and load[check] < fewest)
-                ):
-                    best, farthest, fewest = check, far[check], load[check]
+            best = _farthest(queue, n_known, far, load, start, room, least)
             chosen[at] = best
             held[best, load[best]] = bit
             load[best] += 1
+            n_at_least -= load[best] == least + 1
+            if n_at_least == 0:
+                least = load.min()
+                n_at_least = (load == least).sum()
     return chosen
+
+
+@nb.njit(cache=True, nogil=True)
+def _farthest(queue: Ints, n_known: int, far: Ints, load: Ints, start: int, room: int, least: int) -> int:
+    """A check that is farthest, of those one with the fewest edges, and of these the next from ``start``.
+
+    ``least`` is the fewest that any check has.
+    """
+    n_checks = far.size
+    best, farthest, fewest, nearest = np.int64(-1), -1, room, n_checks
+    if n_known < n_checks:  # some are not reached at all
+        for step in range(n_checks):
+            check = (start + step) % n_checks
+            if far[check] == UNREACHED and load[check] < fewest:
+                best, fewest = np.int64(check), load[check]
+                if fewest == least:
+                    break
+        if best >= 0:
+            return int(best)
+    for at in range(n_known - 1, -1, -1):
+        check = queue[at]
+        if best >= 0 and far[check] < farthest:
+            break
+        step = (check - start) % n_checks
+        if load[check] < room and (load[check] < fewest or (load[check] == fewest and step < nearest)):
+            best, farthest, fewest, nearest = np.int64(check), far[check], load[check], step
+    return int(best)
 
 
 @nb.njit(cache=True, nogil=True)
 def _steps_from(
     begun: Ints,
     turn: int,
+    reach: int,
     held: NDArray[np.int32],
     load: Ints,
     first: NDArray[np.int64],
@@ -77,13 +110,14 @@ def _steps_from(
     far: Ints,
     queue: Ints,
     asked: NDArray[np.int64],
-) -> None:
-    """Fill ``far`` with the steps from the checks ``begun`` to every check; 2^30 where no path leads.
+) -> int:
+    """Fill ``far`` with the steps from the checks ``begun`` to every check, ``UNREACHED`` where no path leads
+    and beyond ``reach``, and ``queue`` with those reached, the nearest first; how many these are.
 
     ``turn`` marks in ``asked`` the bits that were gone through: each is, once.
     """
     n_checks = far.size
-    far[:] = 1 << 30
+    far[:] = UNREACHED
     n_known = 0
     for check in begun:
         far[check] = 0
@@ -93,9 +127,11 @@ def _steps_from(
     while done < n_known < n_checks:
         check = queue[done]
         done += 1
+        if far[check] == reach:
+            break
         for side in (-1, 1):
             other = check + side
-            if 0 <= other < n_checks and far[other] == 1 << 30:
+            if 0 <= other < n_checks and far[other] == UNREACHED:
                 far[other] = far[check] + 1
                 queue[n_known] = other
                 n_known += 1
@@ -106,10 +142,11 @@ def _steps_from(
             asked[bit] = turn
             for e in range(first[bit], first[bit + 1]):
                 other = chosen[e]
-                if other >= 0 and far[other] == 1 << 30:
+                if other >= 0 and far[other] == UNREACHED:
                     far[other] = far[check] + 1
                     queue[n_known] = other
                     n_known += 1
+    return n_known
 
 
 @nb.njit(cache=True, nogil=True)

@@ -169,9 +169,10 @@ class SpreadWords:
     """
 
     def __init__(self, layouts: Sequence[Layout], key: bytes) -> None:
-        self._layouts = [form for one in layouts for form in dict.fromkeys((one, one.lighter))]
+        self._layouts = list(dict.fromkeys([*layouts, *(one.lighter for one in layouts)]))
         self._key = key
         self._shares = np.array([layouts[0].share(part) for part in range(SPREAD)], np.float64)
+        self._n_words = layouts[0].n_words
         self._most = max(layouts[0].n_free(part) for part in range(SPREAD))
         self.known = False
         self._at: int | None = None  # pattern of the last frame, counted on from sixteen to sixteen
@@ -229,7 +230,8 @@ class SpreadWords:
 
     def _tried(self, group: _Group, *, final: bool) -> list[Symbol]:
         says = float(np.average(group.says, weights=self._shares))
-        for layout in self._layouts if group.layout is None else [group.layout]:
+        layouts = self._layouts if final else [one for one in self._layouts if one.n_words == self._n_words]
+        for layout in layouts if group.layout is None else [group.layout]:
             missing = [at for at in range(layout.n_words) if at not in group.read]
             before = group.tried.get(layout, 0.0)
             if not missing or says < HOPELESS * layout.n_info / layout.n_coded:
