@@ -47,7 +47,7 @@ _MIXTURES = (
 
 def mixture_for(rate: float) -> Mixture:
     """The degrees that decoded best at a rate, of ten to twenty tried on what came out of x264: frames of
-    1,707 to 6,829 bits, and codewords of 8,192 and 13,656 spread over 16. Where a quarter of the bits comes
+    1,707 to 6,829 bits, and codewords of 8,192 to 17,060 spread over 16. Where a quarter of the bits comes
     well and the others badly, as from an encoder with three B-frames, few bits of many edges are best."""
     return next(mixture for limit, mixture in _MIXTURES if rate < limit)
 

@@ -183,7 +183,8 @@ class RobustReader:
         first = waiting[0].best
         if self._turns is None and first is not None and first.match.score > THRESHOLD:
             self._turns = Turns((first.match.pattern - 1) % N_PATTERNS)
-        if self._turns is None or self._before is None:
+        whole = bool(self._kinds) and not any(isinstance(one, SpreadWords) for one in self._kinds)
+        if self._turns is None or self._before is None or whole:
             return
         strength = self.strength or self._before.strength
         scores = [frame.scores[strength] for frame in waiting]
@@ -291,7 +292,8 @@ class RobustReader:
             given = context.features(seen, around, alone, step, carrier, carrier.grid(frame.shape)[1])
             joint = context.network()(given, alone)
             llr = self._trust.scaled(joint, pattern.pilot_pos, pattern.pilot_bits)
-        return llr.reshape(-1)[pattern.data_pos], alone.reshape(-1)[pattern.data_pos]
+        by_itself: Floats = alone.reshape(-1)[pattern.data_pos]
+        return by_itself if llr is alone else llr.reshape(-1)[pattern.data_pos], by_itself
 
     def _around(self, at: int, *, spread: bool) -> dict[int, context.Seen]:
         """Offset -> the frames before and behind one."""

@@ -54,7 +54,7 @@ class Robust:
         rate: information bits a coded bit.
         rates: those that a reader has to try; the largest carries most, the smallest lives through most.
         repeat: frames in a row that carry the same.
-        spare: part of the symbols that may be lost at the encode which the profile is made for.
+        spare: part of the symbols, rounded down, that may be lost at the encode which it is made for.
         scales: it is strong enough to be found after scaling.
         spread: frames that share codewords: 1 or ``SPREAD``.
         most_coded: bits of a codeword, at most.
@@ -157,7 +157,8 @@ class Robust:
 
     def most_bytes(self, info: VideoInfo) -> int:
         """The longest blob that a cover takes, ``spare`` set aside; 0 if frames are too small or few."""
-        usable = int(self.n_symbols(info, info.n_frames) * (1 - self.spare))
+        n_symbols = self.n_symbols(info, info.n_frames)
+        usable = n_symbols - int(self.spare * n_symbols)
         size = self.layout(info.height, info.width).symbol_bytes
         return size * rounded_down(max(1, usable)) if info.n_frames >= self.spread else 0
 
@@ -280,7 +281,7 @@ _WEB_FINE_WIDE = Robust(
     rate=0.275,
     rates=(0.12, 0.16, 0.2, 0.225, 0.25, 0.275),
     repeat=1,
-    spare=0.0,
+    spare=0.02,
     scales=False,
     spread=SPREAD,
     most_coded=16384,

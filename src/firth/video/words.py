@@ -97,7 +97,7 @@ class WholeWords:
         self._forget_others(slots)
         self._alike = [*self._alike[1 - MOST_ALIKE :], (pilots.information(alone), alone)]
         for layout in self._layouts:
-            found = self._attempt(layout, slots)
+            found = self._attempt(layout, slots, alone)
             if found:
                 self._layouts, self.known = [layout], True
                 break
@@ -115,14 +115,14 @@ class WholeWords:
                 for _, before in self._alike:
                     before[: layout.n_slots(0)].reshape(layout.n_words, -1)[at] = 0
 
-    def _attempt(self, layout: Layout, slots: Floats) -> bool:
+    def _attempt(self, layout: Layout, slots: Floats, alone: Floats) -> bool:
         code = code_for(layout.n_info, layout.n_coded)
         least = HOPELESS * layout.n_info / layout.n_coded
-        alone = layout.words(slots[None])
-        together = layout.words(self._sum()[None]) if len(self._alike) > 1 else None
-        for words in (alone, together):
-            if words is None:
-                continue
+        ways = [slots] if slots is alone else [slots, alone]  # frames in another order mislead each other
+        if len(self._alike) > 1:
+            ways.append(self._sum())
+        for way in ways:
+            words = layout.words(way[None])
             worth = [
                 at
                 for at in range(layout.n_words)
