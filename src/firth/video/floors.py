@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from firth.video.frames import Luma, VideoInfo, luma_frames
 from firth.video.metrics import Quality
 from firth.video.profile import Change, Profile
 
-PSNR_SLACK = 0.05  # dB by which a draw may miss the mean
+PSNR_SLACK = 0.05  # dB
+SCATTER = 265.0  # dB: over the square root of the pixels, three deviations of the draws of profile hard
 SSIM_SLACK = 0.001
 FLICKER_SLACK = 0.02  # of the bound
 
@@ -38,7 +40,7 @@ class Floors:
 
     def missed(self, quality: Quality) -> str | None:
         """What was not kept, in words, or ``None``."""
-        if self.psnr is not None and quality.psnr < self.psnr - PSNR_SLACK:
+        if self.psnr is not None and quality.psnr < self.psnr - psnr_slack(quality.n_pixels):
             return f"the luma PSNR came to {quality.psnr:.2f} dB, below the {self.psnr:g} asked for"
         if self.ssim is not None and quality.ssim is not None and quality.ssim < self.ssim - SSIM_SLACK:
             return f"the SSIM came to {quality.ssim:.4f}, below the {self.ssim:g} asked for"
@@ -50,6 +52,15 @@ class Floors:
         ):
             return f"the flicker came to {flicker[0]:.2f} levels, above the {self.flicker:g} asked for"
         return None
+
+
+def psnr_slack(n_pixels: int) -> float:
+    """dB by which the PSNR of a film of so many pixels may fall below what its strength gives in the mean.
+
+    What a coefficient is moved by is a draw, uniform within a step, whose square scatters by 0.9 of its mean;
+    profile hard has the fewest draws, one of 512 pixels.
+    """
+    return max(PSNR_SLACK, SCATTER / math.sqrt(max(1, n_pixels)))
 
 
 def quality_for(info: VideoInfo) -> Quality:

@@ -88,6 +88,7 @@ class Quality:
         self._worst = 0.0
         self._total = 0.0
         self._n_frames = 0
+        self.n_pixels = 0
         self._ssims: list[float] = []
         self._flickers: list[tuple[float, float]] = []
         self._last: tuple[Luma, Plane] | None = None
@@ -109,6 +110,7 @@ class Quality:
             if min(before.shape) >= _TAPS:
                 self._ssims.append(ssim(before, after, self._depth))
         self._n_frames += 1
+        self.n_pixels += before.size
 
     @property
     def psnr(self) -> float:

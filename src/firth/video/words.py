@@ -18,6 +18,7 @@ from firth.video.ldpc import ROUNDS, code_for
 from firth.video.record import Symbol, unseal
 
 HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
+LIKELY = 1.1  # of the rate: words that say more may well be read
 MOST_ALIKE = 8  # frames of one pattern that are kept, however long a film stands still; profiles repeat four
 SAME_WORD = 0.6  # share of equal bits from which on a word is the one of the frame before
 ADDED = 0.7  # what a sum of likelihoods of frames alike counts, since their errors are alike too
@@ -94,7 +95,7 @@ class WholeWords:
         """
         if pattern != self._pattern or (self._alike and slots.shape != self._alike[0][1].shape):
             self._pattern, self._alike, self._read = pattern, [], {}
-        self._forget_others(slots)
+        self._forget_others(alone)
         self._alike = [*self._alike[1 - MOST_ALIKE :], (pilots.information(alone), alone)]
         for layout in self._layouts:
             found = self._attempt(layout, slots, alone)
@@ -103,12 +104,12 @@ class WholeWords:
                 break
         return [symbol for symbol, _ in self._read.values()]
 
-    def _forget_others(self, slots: Floats) -> None:
+    def _forget_others(self, alone: Floats) -> None:
         """Words that were read in the frame before count for this one if its bits are mostly the same."""
         if not self._read:
             return
         layout = self._layouts[0]
-        words = layout.words(slots[None])
+        words = layout.words(alone[None])
         for at, (_, coded) in list(self._read.items()):
             if ((words[at] < 0) == coded).mean() < SAME_WORD:
                 del self._read[at]
@@ -117,12 +118,13 @@ class WholeWords:
 
     def _attempt(self, layout: Layout, slots: Floats, alone: Floats) -> bool:
         code = code_for(layout.n_info, layout.n_coded)
-        least = HOPELESS * layout.n_info / layout.n_coded
-        ways = [slots] if slots is alone else [slots, alone]  # frames in another order mislead each other
+        rate = layout.n_info / layout.n_coded
+        # Frames in another order mislead each other, so a frame that may be read alone is.
+        ways = [(slots, HOPELESS)] if slots is alone else [(alone, LIKELY), (slots, HOPELESS)]
         if len(self._alike) > 1:
-            ways.append(self._sum())
-        for way in ways:
-            words = layout.words(way[None])
+            ways.append((self._sum(), HOPELESS))
+        for way, share in ways:
+            words, least = layout.words(way[None]), share * rate
             worth = [
                 at
                 for at in range(layout.n_words)
