@@ -191,7 +191,7 @@ def _line(
 MADE_FOR = {
     "high": (x264("medium", 18), 5500, 6000),
     "web": (x264("medium", 23), 1000, 2000),
-    "hard": (x264("medium", 28), 150, 300),
+    "hard": (x264("medium", 28), 150, 400),
 }
 """Channel, bits a frame, and those with codewords spread over frames."""
 

@@ -150,6 +150,8 @@ def layout_of(
 def patterns(key: bytes, name: str, layout: Layout) -> tuple[Pattern, ...]:
     """The patterns of a key, a profile and a frame size, whatever its codewords."""
     sizes = tuple((layout.n_coefs(number), layout.n_pilots(number)) for number in range(N_PATTERNS))
+    if len(layout.coefs) > 1:  # else those with as many coefficients would be taken for another form's
+        name = f"{name} {','.join(map(str, layout.coefs))}"
     return _patterns(key, name, layout.n_blocks, sizes)
 
 

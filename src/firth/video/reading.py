@@ -149,6 +149,8 @@ class RobustReader:
     def finish(self) -> list[list[Symbol]]:
         """The symbols of each frame that still waited; after the last one."""
         found = [self._read_next() for _ in range(len(self._frames) - self._n_done)]
+        for kind in self._kinds if found else []:
+            found[-1] += kind.finish()
         self._frames, self._n_done = [], 0
         return found
 

@@ -85,6 +85,11 @@ class WholeWords:
         """A frame without a pattern: what comes next is not like what was."""
         self._pattern = -1
 
+    def finish(self) -> list[Symbol]:
+        """After the last frame: nothing, each was tried at once."""
+        self._pattern = -1
+        return []
+
     def add(self, pattern: int, slots: Floats, alone: Floats) -> list[Symbol]:
         """The symbols of a frame.
 
@@ -150,7 +155,9 @@ class _Group:
 
     llr: Floats  # (SPREAD, slots of the frame that has most)
     says: NDArray[np.float64]  # (SPREAD,) bits that each bit of a frame says
-    tried: dict[Layout, float]  # what all bits said at the last attempt
+    tried: dict[
+        Layout, tuple[float, bool]
+    ]  # what all bits said at the last attempt, and whether it was final
     read: Words
     layout: Layout | None  # of the words that were read
 
@@ -207,6 +214,12 @@ class SpreadWords:
                     del self._groups[other]
         return found
 
+    def finish(self) -> list[Symbol]:
+        """After the last frame: the symbols of sixteens that are not complete."""
+        found = [symbol for group in self._groups.values() for symbol in self._tried(group, final=True)]
+        self._groups, self._at = {}, None
+        return found
+
     def _group(self, number: int) -> _Group:
         if number not in self._groups:
             llr = np.zeros((SPREAD, self._most), np.float32)
@@ -235,12 +248,13 @@ class SpreadWords:
         layouts = self._layouts if final else [one for one in self._layouts if one.n_words == self._n_words]
         for layout in layouts if group.layout is None else [group.layout]:
             missing = [at for at in range(layout.n_words) if at not in group.read]
-            before = group.tried.get(layout, 0.0)
-            if not missing or says < HOPELESS * layout.n_info / layout.n_coded:
+            before = group.tried.get(layout, (0.0, False))
+            least = HOPELESS if final else 1.0
+            if not missing or says < least * layout.n_info / layout.n_coded:
                 continue
-            if says <= before * (1 if final else WORTH_IT):
+            if (says, True) <= before if final else says <= before[0] * WORTH_IT:
                 continue
-            group.tried[layout] = says
+            group.tried[layout] = says, final
             words = layout.words(group.llr)[missing]
             rounds = PATIENCE * ROUNDS if final else ROUNDS
             found = read_words(words, layout, self._key, all_of_them=final and self.known, rounds=rounds)
