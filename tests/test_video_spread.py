@@ -248,3 +248,19 @@ def test_wrong_calls() -> None:
     with pytest.raises(SettingError, match="no codewords to spread"):
         Lossless().spread_out(about(100))
     assert WEB.holding(45, about(99)).spread_out(about(99)).psnr == 45
+
+
+def test_sixteens_that_lack_their_last_frame_are_tried_at_the_end() -> None:
+    """The only sixteen of a film carry a word less, which is tried where nothing more can come."""
+    wide = WEB.spread_out(about(16))
+    n_words = wide.layout(HEIGHT, WIDTH).n_words
+    blob = np.random.default_rng(4).bytes(wide.most_bytes(about(16)))
+    assert read(WEB, marked(wide, film(16), blob)[:15]).found == n_words - 1
+
+
+def test_frames_of_a_mixed_form_are_not_taken_for_those_of_another() -> None:
+    """Every fourth frame uses as many coefficients as frames within which words stand."""
+    assert WEB.fine is not None and WEB.fine.wide is not None
+    mixed, reader = WEB.fine.wide, replace(WEB.fine, wide=None).reader(KEY)
+    list(read_all(reader, marked(mixed, film(16), b"m" * 60)))
+    assert reader.n_matched == 0  # type: ignore[attr-defined]
