@@ -54,7 +54,7 @@ def _av1(crf: int) -> Channel:
 
 
 def _forms() -> list[tuple[Robust, list[Channel]]]:
-    """Every form of every profile, and encoders that it may meet."""
+    """Every form of every profile, and encoders that it may meet; those that are twice weigh twice."""
     assert WEB.wide is not None and WEB.fine is not None and WEB.fine.wide is not None
     fine = WEB.fine
     assert HARD.wide is not None and HIGH.wide is not None
@@ -222,7 +222,7 @@ def train(samples: list[Sample], epochs: float, batch: int = 8192, rate: float =
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
         chosen = torch.randint(0, len(llr), (batch,), generator=generator)
-        logit = learner(even[chosen].float(), odd[chosen].float(), llr[chosen])
+        logit = learner(even[chosen], odd[chosen], llr[chosen])
         loss = nn.functional.binary_cross_entropy_with_logits(-logit, bits[chosen].float())
         optimiser.zero_grad()
         loss.backward()
@@ -250,6 +250,7 @@ SCORED = (
     ("hard", "alone", HARD, 40, x264("veryfast", 28)),
     ("high, spread", "wide", HIGH, 40, x264("medium", 18)),
 )
+"""Label, form, profile, strength and second encode."""
 
 
 def score(network: context.Network, n_frames: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from firth.errors import SettingError
+from firth.video import layout as layouts
 from firth.video.carrier import BlockCarrier
 from firth.video.erasure import Cutter, Joiner
 from firth.video.layout import SPREAD, layout_of
@@ -18,6 +19,7 @@ from firth.video.lossless import Lossless
 from firth.video.payload import locator_key
 from firth.video.profile import read_all
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
+from firth.video.words import SpreadWords
 
 Luma = NDArray[Any]
 KEY = locator_key(None)
@@ -264,3 +266,35 @@ def test_frames_of_a_mixed_form_are_not_taken_for_those_of_another() -> None:
     mixed, reader = WEB.fine.wide, replace(WEB.fine, wide=None).reader(KEY)
     list(read_all(reader, marked(mixed, film(16), b"m" * 60)))
     assert reader.n_matched == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("lost", [6, 7])
+def test_a_gap_is_counted_right(lost: int) -> None:
+    """So many frames in a row are missing from the second sixteen, the third is read whole."""
+    wide = replace(WEB.spread_out(about(64)), rate=0.2)
+    n_words = wide.layout(HEIGHT, WIDTH).n_words
+    after = marked(wide, film(64), np.random.default_rng(4).bytes(900))
+    left = [*after[:20], *after[20 + lost :]]
+    assert read(WEB, left).found >= 3 * n_words - 1
+
+
+def test_films_that_run_backwards_take_no_more_memory() -> None:
+    layout = HARD.spread_out(about(16)).layout(HEIGHT, WIDTH)
+    kind = SpreadWords([layout], KEY)
+    for at in range(200, 0, -1):
+        nothing = np.zeros(layout.n_free(0), np.float32)
+        kind.add(at % SPREAD, nothing, nothing)
+    assert len(kind._groups) <= 3
+
+
+def test_patterns_are_made_once_for_two_keys() -> None:
+    """A password and none are tried on every frame, in every profile."""
+    readers = [one.reader(key) for one in PROFILES.values() for key in (KEY, KEY[::-1])]
+    frames = film(3)
+    for reader in readers:
+        reader.read(frames[0])
+    before = layouts._patterns.cache_info().misses
+    for frame in frames[1:2]:
+        for reader in readers:
+            reader.read(frame)
+    assert layouts._patterns.cache_info().misses == before

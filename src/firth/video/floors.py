@@ -13,7 +13,7 @@ from firth.video.frames import Luma, VideoInfo, luma_frames
 from firth.video.metrics import Quality
 from firth.video.profile import Change, Profile
 
-PSNR_SLACK = 0.05  # dB
+PSNR_SLACK = 0.05  # dB by which the draws of a long film may miss their mean
 SCATTER = 265.0  # dB: over the square root of the pixels, three deviations of the draws of profile hard
 SSIM_SLACK = 0.001
 FLICKER_SLACK = 0.02  # of the bound
@@ -58,7 +58,7 @@ def psnr_slack(n_pixels: int) -> float:
     """dB by which the PSNR of a film of so many pixels may fall below what its strength gives in the mean.
 
     What a coefficient is moved by is a draw, uniform within a step, whose square scatters by 0.9 of its mean;
-    profile hard has the fewest draws, one of 512 pixels.
+    profile hard has the fewest draws, one of 512 pixels, so that this is the widest of all profiles.
     """
     return max(PSNR_SLACK, SCATTER / math.sqrt(max(1, n_pixels)))
 

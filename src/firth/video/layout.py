@@ -97,8 +97,9 @@ class Layout:
 
     @property
     def lighter(self) -> Layout:
-        """That of the last ``SPREAD`` frames of a film: a word less, where there are some. Encoders save at
-        the end, since nothing is predicted from what stands there."""
+        """That of the last ``SPREAD`` frames of a film: a word less, where there are some, and longer ones
+        therefore, up to twice as long. Encoders save at the end, since nothing is predicted from what stands
+        there."""
         return self.cut(self.n_words - 1) if self.spread > 1 and self.n_words > 1 else self
 
 
@@ -135,7 +136,8 @@ def layout_of(
         coefs: those that patterns use in turn; all the same number if words are not spread.
         rate: information bits a coded bit.
         spread: frames that share codewords: 1 or ``SPREAD``.
-        most_coded: bits of a codeword, at most; more of them are cut into several codewords.
+        most_coded: bits of a codeword, at most (but :attr:`Layout.lighter`); more of them are cut into
+            several codewords.
         height, width: of a frame.
     """
     rows, columns = carrier.grid((height, width))
@@ -155,7 +157,7 @@ def patterns(key: bytes, name: str, layout: Layout) -> tuple[Pattern, ...]:
     return _patterns(key, name, layout.n_blocks, sizes)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)  # five for each key: a password and none are tried together
 def _patterns(
     key: bytes, name: str, n_blocks: int, sizes: tuple[tuple[int, int], ...]
 ) -> tuple[Pattern, ...]:

@@ -58,20 +58,19 @@ class Code:
     Args:
         n_info: at least 16.
         n_coded: more than ``n_info``; the rate is 0.05 to 0.95.
-        mixture: the degrees, instead of those for the rate.
 
     Raises:
         SettingError: sizes outside of these.
     """
 
-    def __init__(self, n_info: int, n_coded: int, mixture: Mixture | None = None) -> None:
+    def __init__(self, n_info: int, n_coded: int) -> None:
         n_checks = n_coded - n_info
         if n_info < 16 or not 0.05 <= n_info / max(n_coded, 1) <= 0.95 or n_checks < 16:
             raise SettingError(
                 f"a code has 16 information bits or more at a rate of 0.05 to 0.95, not {n_info} in {n_coded}"
             )
         self.n_info, self.n_coded = n_info, n_coded
-        edges_of, checks = _graph(n_info, n_checks, mixture or mixture_for(n_info / n_coded))
+        edges_of, checks = _graph(n_info, n_checks, mixture_for(n_info / n_coded))
         self._info, self._check = edges_of, checks
         parity = np.arange(n_checks)
         all_bits = np.concatenate([edges_of, n_info + parity, n_info + parity[:-1]])

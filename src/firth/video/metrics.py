@@ -80,6 +80,9 @@ class Quality:
         depth: bits of a luma sample.
         every: SSIM and flicker are measured on one frame in so many, drawn by chance (always the same), so
             that no rhythm of the mark goes unseen.
+
+    Attributes:
+        n_pixels: compared so far.
     """
 
     def __init__(self, depth: int, every: int = 10) -> None:

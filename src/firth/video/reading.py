@@ -1,7 +1,7 @@
 """Reading the robust profiles: recognise the pattern of a frame, believe its bits as far as they deserve.
 
-A frame waits for the ``REACH`` behind it, which with those before tell how it was coded
-(:mod:`firth.video.context`); a frame that is alone in a film is read by itself.
+A frame waits for those behind it, as many as :data:`firth.video.context.REACH`, which with those before tell
+how it was coded; a frame that is alone in a film is read by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ N_PROBES = 2048  # coefficients that a pattern is recognised by, at most
 THRESHOLD = 5.0  # of the match, normal with variance 1: by chance in one frame of 50,000, 64 matches each
 SEARCHES = (2, 24)  # frames without any match after which other sizes are tried
 EXPECTED = 1.5  # the same for the patterns that may come next, at the strength of the frame before
-REACH = 4  # frames after the last sure match up to which that is so
+EXPECTING = 4  # frames after the last sure match up to which that is so
 
 Floats = NDArray[np.float32]
 
@@ -118,7 +118,7 @@ class RobustReader:
         self._first: Floats | None = None
         self._frames: list[_Frame] = []  # in a row: some that were read, and those that wait
         self._n_done = 0  # of these
-        self._trust = context.Trust()
+        self._trust = {spread: context.Trust() for spread in (False, True)}
         self._turns: Turns | None = None  # from the first frame on that is recognised
         self._size: geometry.Size | None = None
         self._wrong = self._asked = 0
@@ -131,7 +131,8 @@ class RobustReader:
         return self._wrong / self._asked if self._asked else None
 
     def read(self, luma: NDArray[Any]) -> list[Symbol]:
-        """The symbols, whose checks fit, of the frame that now has ``REACH`` behind it."""
+        """The symbols, whose checks fit, of the frame that now has enough others behind it; where the size
+        changes, of all that waited."""
         plane = in_8_bits(luma)
         if self.n_matched == 0:
             self._search_size(plane)
@@ -151,7 +152,7 @@ class RobustReader:
         found = [self._read_next() for _ in range(len(self._frames) - self._n_done)]
         for kind in self._kinds if found else []:
             found[-1] += kind.finish()
-        self._frames, self._n_done = [], 0
+        self._frames, self._n_done, self._turns = [], 0, None
         return found
 
     def _recognised(self, plane: Floats) -> _Frame:
@@ -185,8 +186,8 @@ class RobustReader:
         first = waiting[0].best
         if self._turns is None and first is not None and first.match.score > THRESHOLD:
             self._turns = Turns((first.match.pattern - 1) % N_PATTERNS)
-        whole = bool(self._kinds) and not any(isinstance(one, SpreadWords) for one in self._kinds)
-        if self._turns is None or self._before is None or whole:
+        spread = any(isinstance(one, SpreadWords) for one in self._kinds_for(waiting[0].shape))
+        if self._turns is None or self._before is None or not spread:
             return
         strength = self.strength or self._before.strength
         scores = [frame.scores[strength] for frame in waiting]
@@ -242,7 +243,7 @@ class RobustReader:
         found = []
         for strength, scores in scores_at.items():
             least = np.full(N_PATTERNS, THRESHOLD)
-            if self._before is not None and self._before.strength == strength and self._since < REACH:
+            if self._before is not None and self._before.strength == strength and self._since < EXPECTING:
                 least[self._expected(self._before.pattern)] = EXPECTED
             found += [
                 Match(float(scores[number]), strength, int(number))
@@ -257,15 +258,13 @@ class RobustReader:
     def _decoded(self, at: int) -> list[Symbol]:
         """The symbols of the frame at a place among those in a row."""
         frame, found = self._frames[at], list[Symbol]()
-        slots: dict[Match, tuple[Floats, Floats]] = {}
         for kind in self._kinds_for(frame.shape):
-            view = frame.in_turn if isinstance(kind, SpreadWords) else frame.best
-            if view is None:
+            spread = isinstance(kind, SpreadWords)
+            view = frame.in_turn if spread else frame.best
+            if view is None or self.strength not in (None, view.match.strength):
                 kind.miss()
                 continue
-            if view.match not in slots:
-                slots[view.match] = self._slots(at, view, spread=isinstance(kind, SpreadWords))
-            found += kind.add(view.match.pattern, *slots[view.match])
+            found += kind.add(view.match.pattern, *self._slots(at, view, spread=spread))
             if kind.known:
                 self._kinds, self.strength = [kind], view.match.strength
                 break
@@ -282,7 +281,7 @@ class RobustReader:
         frame, match, seen = self._frames[at], view.match, view.seen
         assert seen.phases is not None
         pattern = patterns(self._key, self._profile.name, self._profile.layout(*frame.shape))[match.pattern]
-        if match.score > EXPECTED:
+        if match.score > EXPECTED and (not spread or len(self._kinds) == 1):  # each frame once
             wrong = (np.abs(seen.phases.reshape(-1)[pattern.pilot_pos]) > 0.25) != pattern.pilot_bits
             self._wrong += int(wrong.sum())
             self._asked += wrong.size
@@ -293,7 +292,7 @@ class RobustReader:
             step = self._profile.step_for(match.strength, carrier.n_coefs)
             given = context.features(seen, around, alone, step, carrier, carrier.grid(frame.shape)[1])
             joint = context.network()(given, alone)
-            llr = self._trust.scaled(joint, pattern.pilot_pos, pattern.pilot_bits)
+            llr = self._trust[spread].scaled(joint, pattern.pilot_pos, pattern.pilot_bits)
         by_itself: Floats = alone.reshape(-1)[pattern.data_pos]
         return by_itself if llr is alone else llr.reshape(-1)[pattern.data_pos], by_itself
 

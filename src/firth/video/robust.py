@@ -57,7 +57,7 @@ class Robust:
         spare: part of the symbols, rounded down, that may be lost at the encode which it is made for.
         scales: it is strong enough to be found after scaling.
         spread: frames that share codewords: 1 or ``SPREAD``.
-        most_coded: bits of a codeword, at most.
+        most_coded: bits of a codeword, at most; those at the end of a film may have up to twice as many.
         in_turn: coefficients of a block that frames use in turn; all of the carrier's by default.
         psnr: luma PSNR that it is turned down to, one of ``strengths``.
         strengths: what a reader has to try.

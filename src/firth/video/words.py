@@ -155,9 +155,7 @@ class _Group:
 
     llr: Floats  # (SPREAD, slots of the frame that has most)
     says: NDArray[np.float64]  # (SPREAD,) bits that each bit of a frame says
-    tried: dict[
-        Layout, tuple[float, bool]
-    ]  # what all bits said at the last attempt, and whether it was final
+    tried: dict[Layout, tuple[float, bool]]  # what the last attempt knew, and whether it was final
     read: Words
     layout: Layout | None  # of the words that were read
 
@@ -173,7 +171,7 @@ class SpreadWords:
         known: a word was read, and with it the rate of all.
 
     The pattern of a frame is its place among the 16; what is missing says nothing. Patterns go on from frame
-    to frame, so that a step forward or back of up to eight tells which sixteen a frame belongs to. Any
+    to frame, so that a step of up to eight forward or seven back tells which sixteen a frame belongs to. Any
     sixteen may be the last of a film, which carries a word less.
     """
 
@@ -198,9 +196,9 @@ class SpreadWords:
             slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
             alone: the same without what other frames tell; not used.
         """
-        half = N_PATTERNS // 2
+        back = N_PATTERNS // 2 - 1
         last = pattern if self._at is None else self._at
-        self._at = last + (pattern - last + half) % N_PATTERNS - half
+        self._at = last + (pattern - last + back) % N_PATTERNS - back
         number = self._at // SPREAD
         began = number not in self._groups
         group = self._group(number)
@@ -208,9 +206,9 @@ class SpreadWords:
         self._add_to(group, part, slots)
         found = self._tried(group, final=part == SPREAD - 1)
         if began:  # whatever could still come to the sixteen before came
-            for other in [one for one in self._groups if one < number]:
+            for other in [one for one in self._groups if one != number]:
                 found += self._tried(self._groups[other], final=True)
-                if other < number - 1:
+                if abs(other - number) > 1:
                     del self._groups[other]
         return found
 
