@@ -1,8 +1,6 @@
 """Soft bits that take the frames around into account."""
 
-import io
 from dataclasses import replace
-from fractions import Fraction
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ from firth.video.erasure import Cutter
 from firth.video.payload import locator_key
 from firth.video.profile import read_all
 from firth.video.robust import HARD, Robust
+from lumas import encoded
 
 Floats = NDArray[np.float32]
 Luma = NDArray[Any]
@@ -162,24 +161,6 @@ def film(n_frames: int) -> list[Luma]:
     return frames
 
 
-def encoded(frames: list[Luma], options: dict[str, str]) -> list[Luma]:
-    av = pytest.importorskip("av", reason="PyAV is not installed")
-    file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.options = {**options, "threads": "1"}
-        for number, luma in enumerate(frames):
-            grey = np.full((HEIGHT // 2, WIDTH), 128, np.uint8)
-            frame = av.VideoFrame.from_ndarray(np.vstack([luma, grey]), "yuv420p")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-    file.seek(0)
-    with av.open(file) as back:
-        return [frame.to_ndarray()[:HEIGHT].copy() for frame in back.decode(video=0)]
-
-
 def marked(profile: Robust, frames: list[Luma]) -> list[Luma]:
     info: Any = SimpleNamespace(height=HEIGHT, width=WIDTH, n_frames=len(frames), depth=8, path="film.mp4")
     size = profile.symbol_bytes(info, 0)
@@ -198,7 +179,7 @@ def test_frames_around_give_words_that_a_frame_alone_does_not(
 ) -> None:
     assert HARD.wide is not None
     profile, crf = (replace(HARD.wide, rate=0.22), "30") if spread else (replace(HARD, rate=0.5), "31")
-    after = encoded(marked(profile, film(48)), {"crf": crf, "preset": "veryfast"})
+    after = encoded(marked(profile, film(48)), "libx264", {"crf": crf, "preset": "veryfast", "threads": "1"})
     with_others = found(HARD, after)
     monkeypatch.setattr(reading, "ENOUGH", -1.0)
     assert with_others > 1.3 * found(HARD, after)

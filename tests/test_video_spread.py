@@ -1,8 +1,6 @@
 """Codewords spread over 16 frames, and code rates that follow the payload: exact, or nothing."""
 
-import io
 from dataclasses import replace
-from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +18,7 @@ from firth.video.payload import locator_key
 from firth.video.profile import read_all
 from firth.video.robust import HARD, HIGH, PROFILES, WEB, Robust
 from firth.video.words import SpreadWords
+from lumas import encoded
 
 Luma = NDArray[Any]
 KEY = locator_key(None)
@@ -65,23 +64,6 @@ def noisy(profile: Robust, frames: list[Luma], amount: float, seed: int = 0) -> 
         dirty = frame + carrier.change(frame.shape, rng.normal(0, amount, shape).astype(np.float32))
         out.append(np.clip(np.rint(dirty), 0, 255).astype(np.uint8))
     return out
-
-
-def encoded(frames: list[Luma], options: dict[str, str]) -> list[Luma]:
-    av = pytest.importorskip("av", reason="PyAV is not installed")
-    file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.options = WIDTH, HEIGHT, "yuv420p", options
-        for number, luma in enumerate(frames):
-            grey = np.full((HEIGHT // 2, WIDTH), 128, np.uint8)
-            frame = av.VideoFrame.from_ndarray(np.vstack([luma, grey]), "yuv420p")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-    file.seek(0)
-    with av.open(file) as back:
-        return [frame.to_ndarray(format="gray") for frame in back.decode(video=0)]
 
 
 @pytest.mark.parametrize("most_coded", [700, 4096])
@@ -206,7 +188,9 @@ def test_through_a_second_encode() -> None:
     assert len(blob) > HARD.most_bytes(about(48))
     own = {"crf": "12", "preset": "veryfast", "tune": "grain", "bf": "0"}
     way = wide.ways(about(48), len(blob))[0]
-    after = encoded(encoded(marked(way, frames, blob), own), {"crf": "20", "preset": "medium"})
+    after = encoded(
+        encoded(marked(way, frames, blob), "libx264", own), "libx264", {"crf": "20", "preset": "medium"}
+    )
     whole = read(HARD, after).blob()
     assert whole is not None and whole.startswith(blob)
 
