@@ -167,7 +167,7 @@ def test_a_film_that_stands_still_takes_no_more_memory() -> None:
     kind = words.WholeWords([HARD.layout(HEIGHT, WIDTH)], KEY)
     nothing = np.zeros(HARD.layout(HEIGHT, WIDTH).n_slots(0), np.float32)
     for _ in range(3 * words.MOST_ALIKE):
-        kind.add(3, nothing, nothing)
+        kind.add(3, nothing, lambda: nothing)
     assert len(kind._alike) == words.MOST_ALIKE
 
 

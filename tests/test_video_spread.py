@@ -259,16 +259,16 @@ def test_a_gap_is_counted_right() -> None:
     for shown, last in (((4, 5, 6, 14), 14), ((12, 13, 4), 20), ((12, 13, 6), 6)):
         kind = SpreadWords([layout], KEY)
         for pattern in shown:
-            kind.add(pattern, nothing, nothing)
+            kind.add(pattern, nothing, lambda: nothing)
         assert kind._at == last
 
 
 def test_films_that_run_backwards_take_no_more_memory() -> None:
     layout = HARD.spread_out(about(16)).layout(HEIGHT, WIDTH)
     kind = SpreadWords([layout], KEY)
+    nothing = np.zeros(layout.n_free(0), np.float32)
     for at in range(200, 0, -1):
-        nothing = np.zeros(layout.n_free(0), np.float32)
-        kind.add(at % SPREAD, nothing, nothing)
+        kind.add(at % SPREAD, nothing, lambda: nothing)
     assert len(kind._groups) <= 3
 
 

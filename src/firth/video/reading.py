@@ -6,8 +6,9 @@ how it was coded; a frame that is alone in a film is read by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -264,14 +265,15 @@ class RobustReader:
             if view is None or self.strength not in (None, view.match.strength):
                 kind.miss()
                 continue
-            found += kind.add(view.match.pattern, *self._slots(at, view, spread=spread))
+            alone, joint = self._slots(at, view, spread=spread)
+            found += kind.add(view.match.pattern, alone, joint)
             if kind.known:
                 self._kinds, self.strength = [kind], view.match.strength
                 break
         return found
 
-    def _slots(self, at: int, view: _View, *, spread: bool) -> tuple[Floats, Floats]:
-        """log P(0) / P(1) of the coded bits of a frame, with those around and alone.
+    def _slots(self, at: int, view: _View, *, spread: bool) -> tuple[Floats, Callable[[], Floats]]:
+        """log P(0) / P(1) of the coded bits of a frame alone, and what gives it with those around.
 
         Args:
             at: its place among those in a row.
@@ -286,15 +288,22 @@ class RobustReader:
             self._wrong += int(wrong.sum())
             self._asked += wrong.size
         alone = pilots.log_likelihoods(seen.phases, seen.activity, pattern.pilot_pos, pattern.pilot_bits)
-        llr, around = alone, self._around(at, spread=spread)
-        if around and pilots.information(alone) < ENOUGH:
+        slots: Floats = alone.reshape(-1)[pattern.data_pos]
+
+        @cache
+        def joint() -> Floats:
+            around = self._around(at, spread=spread)
+            if not around or pilots.information(alone) >= ENOUGH:
+                return slots
             carrier = replace(self._profile.carrier, n_coefs=alone.shape[1])
             step = self._profile.step_for(match.strength, carrier.n_coefs)
             given = context.features(seen, around, alone, step, carrier, carrier.grid(frame.shape)[1])
-            joint = context.network()(given, alone)
-            llr = self._trust[spread].scaled(joint, pattern.pilot_pos, pattern.pilot_bits)
-        by_itself: Floats = alone.reshape(-1)[pattern.data_pos]
-        return by_itself if llr is alone else llr.reshape(-1)[pattern.data_pos], by_itself
+            llr = context.network()(given, alone)
+            llr = self._trust[spread].scaled(llr, pattern.pilot_pos, pattern.pilot_bits)
+            found: Floats = llr.reshape(-1)[pattern.data_pos]
+            return found
+
+        return slots, joint
 
     def _around(self, at: int, *, spread: bool) -> dict[int, context.Seen]:
         """Offset -> the frames before and behind one."""

@@ -6,7 +6,8 @@ rate that a profile may have been written with, then the one that a word was rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from firth.video import pilots
 from firth.video.layout import N_PATTERNS, SPREAD, Layout
-from firth.video.ldpc import ROUNDS, code_for
+from firth.video.ldpc import ROUNDS, Code, code_for
 from firth.video.record import Symbol, unseal
 
 HOPELESS = 0.85  # of the rate: words that say less are not decoded; they need some 1.15 times the rate
@@ -90,20 +91,21 @@ class WholeWords:
         self._pattern = -1
         return []
 
-    def add(self, pattern: int, slots: Floats, alone: Floats) -> list[Symbol]:
+    def add(self, pattern: int, alone: Floats, joint: Callable[[], Floats]) -> list[Symbol]:
         """The symbols of a frame.
 
         Args:
             pattern: of the frame.
-            slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
-            alone: the same without what other frames tell: of frames alike, these are added up.
+            alone: (at least n_slots,) log P(0) / P(1) of its coded bits, without what other frames tell: of
+                frames alike, these are added up.
+            joint: gives the same with what others tell; asked where the frame alone is not read.
         """
-        if pattern != self._pattern or (self._alike and slots.shape != self._alike[0][1].shape):
+        if pattern != self._pattern or (self._alike and alone.shape != self._alike[0][1].shape):
             self._pattern, self._alike, self._read = pattern, [], {}
         self._forget_others(alone)
         self._alike = [*self._alike[1 - MOST_ALIKE :], (pilots.information(alone), alone)]
         for layout in self._layouts:
-            found = self._attempt(layout, slots, alone)
+            found = self._attempt(layout, alone, joint)
             if found:
                 self._layouts, self.known = [layout], True
                 break
@@ -121,26 +123,33 @@ class WholeWords:
                 for _, before in self._alike:
                     before[: layout.n_slots(0)].reshape(layout.n_words, -1)[at] = 0
 
-    def _attempt(self, layout: Layout, slots: Floats, alone: Floats) -> bool:
+    def _attempt(self, layout: Layout, alone: Floats, joint: Callable[[], Floats]) -> bool:
         code = code_for(layout.n_info, layout.n_coded)
         rate = layout.n_info / layout.n_coded
-        # Frames in another order mislead each other, so a frame that may be read alone is.
-        ways = [(slots, HOPELESS)] if slots is alone else [(alone, LIKELY), (slots, HOPELESS)]
-        if len(self._alike) > 1:
-            ways.append((self._sum(), HOPELESS))
-        for way, share in ways:
-            words, least = layout.words(way[None]), share * rate
-            worth = [
-                at
-                for at in range(layout.n_words)
-                if at not in self._read and pilots.information(words[at]) > least
-            ]
-            if not worth:
-                continue
+        # Alone first: frames in another order mislead each other, and asking them takes time.
+        self._read_from(layout, code, alone, LIKELY * rate)
+        if len(self._read) < layout.n_words:
+            slots = joint()
+            most = LIKELY * rate if slots is alone else math.inf  # of words that were not tried yet
+            self._read_from(layout, code, slots, HOPELESS * rate, most)
+        if len(self._read) < layout.n_words and len(self._alike) > 1:
+            self._read_from(layout, code, self._sum(), HOPELESS * rate)
+        return bool(self._read)
+
+    def _read_from(
+        self, layout: Layout, code: Code, slots: Floats, least: float, most: float = math.inf
+    ) -> None:
+        """Read those missing words that say more than ``least``, and no more than ``most``."""
+        words = layout.words(slots[None])
+        worth = [
+            at
+            for at in range(layout.n_words)
+            if at not in self._read and least < pilots.information(words[at]) <= most
+        ]
+        if worth:
             found = read_words(words[worth], layout, self._key, all_of_them=self.known)
             for number, (symbol, info) in found.items():
                 self._read[worth[number]] = symbol, code.encode(info)
-        return bool(self._read)
 
     def _sum(self) -> Floats:
         """What the frames alike say together; those that say less, mostly copies of the best, count less."""
@@ -188,14 +197,16 @@ class SpreadWords:
     def miss(self) -> None:
         """A frame without a pattern changes nothing."""
 
-    def add(self, pattern: int, slots: Floats, alone: Floats) -> list[Symbol]:
+    def add(self, pattern: int, alone: Floats, joint: Callable[[], Floats]) -> list[Symbol]:
         """The symbols that a frame completes.
 
         Args:
             pattern: of the frame.
-            slots: (at least n_slots,) log P(0) / P(1) of its coded bits.
-            alone: the same without what other frames tell; not used.
+            alone: (at least n_slots,) log P(0) / P(1) of its coded bits, without what other frames tell; not
+                used.
+            joint: gives the same with what others tell.
         """
+        slots = joint()
         back = N_PATTERNS // 2 - 1
         last = pattern if self._at is None else self._at
         self._at = last + (pattern - last + back) % N_PATTERNS - back
